@@ -1,0 +1,1 @@
+"""A trainer for class-conditional image GANs."""

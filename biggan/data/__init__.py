@@ -1,0 +1,1 @@
+"""Data sets as the trainer sees them: order, sampler, files, loading."""

@@ -1,0 +1,1 @@
+"""Making data sets: class folders to one HDF5 file."""
