@@ -5,9 +5,320 @@
     labels       int64 [N]
     class_names  UTF-8 [K], class id = index
     sources      UTF-8 [N], path below the folder that the images came from
+    digests      uint8 [N, 32], SHA-256 of the stored bytes of each image
+    generations  a group of columns, one entry per build or append:
+        rows          int64 [G], images in the file after it (cumulative, so the last is N)
+        classes       int64 [G], classes in the file after it (cumulative, so the last is K)
+        fingerprints  UTF-8 [G], the fingerprint of the file as it was then
+        origins       UTF-8 [G], name of the folder, archive or list that was read
+        recipes       UTF-8 [G], JSON: the settings of the command
+        inputs        UTF-8 [G], SHA-256 over the paths and sizes of the files that were read
 
-Rows are ordered by class, then by source path. The attributes of the root group are the fields of `Header`.
+Within a generation rows are ordered by class, then by source path. The attributes of the root group are the fields
+of `Header`. Appending leaves the rows and class ids of earlier generations as they are.
+
+The fingerprint of a file is the SHA-256 of
+
+    b"biggan data set 1\\n", then size and store as ASCII, each followed by a line feed,
+    for each row: the label as little-endian int64, then the row's digest (32 bytes),
+    for each class: the length of its UTF-8 name as little-endian uint32, then the name.
+
+Rows come before names, so one pass yields the fingerprints of all generations; digests stand for the pixels, so that
+hashing can run in parallel and damage can be traced to a row.
 """
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
 
 SCHEMA_VERSION = 1
 STORES = ("raw", "png", "webp", "jpeg")
+DIGEST_BYTES = 32
+
+
+class DatasetError(ValueError):
+    """A data file that is missing, damaged, foreign or too new; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a data file says about itself: the attributes of its root group."""
+
+    schema_version: int
+    size: int  # pixels per side
+    crop: str
+    filter: str
+    store: str  # one of STORES
+    images: int  # N
+    classes: int  # K
+    creator: str  # "biggan x.y.z"
+    fingerprint: str  # 64 hexadecimal digits, see the module docstring
+    background: str = "#ffffff"  # what transparent and padded pixels became
+    quality: int = 0  # of lossy JPEG; 0 for the lossless stores
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The file as it was after one build or append: the first `rows` rows and `classes` class names."""
+
+    rows: int
+    classes: int
+    fingerprint: str
+    origin: str
+    recipe: str = "{}"
+    inputs: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An opened data file: everything but its images in memory, and where the images lie."""
+
+    path: Path
+    header: Header
+    labels: np.ndarray  # int64 [N]
+    class_names: list[str]
+    generations: tuple[Generation, ...]
+    image_offset: int | None  # byte offset of the contiguous block of store "raw", else None
+    image_shape: tuple[int, ...]  # (N, H, W, 3) for "raw", (N,) for encoded stores
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Source path of every row; read on first use, since it can be large."""
+        with _open_file(self.path) as file:
+            return list(file["sources"].asstr()[:])
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """SHA-256 of the stored bytes of every image: uint8 [N, 32]; read on first use."""
+        with _open_file(self.path) as file:
+            return file["digests"][:]
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Images of each class: int64 [K]."""
+        return np.bincount(self.labels, minlength=self.header.classes).astype(np.int64)
+
+    def open_images(self) -> "np.ndarray | EncodedImages":
+        """The images as a sequence over rows: a read-only memory map for "raw", else `EncodedImages`."""
+        if self.image_offset is None:
+            return EncodedImages(self.path)
+        return np.memmap(self.path, np.uint8, "r", self.image_offset, self.image_shape)
+
+    def stored_bytes(self) -> Callable[[int], bytes | memoryview]:
+        """A function from row to the bytes that its digest covers."""
+        images = self.open_images()
+        if isinstance(images, EncodedImages):
+            return images.__getitem__
+        return lambda row: np.ascontiguousarray(images[row]).data
+
+
+class EncodedImages:
+    """Rows of an encoded store as `bytes`, each one PNG, WebP or JPEG file. Threads may share one."""
+
+    def __init__(self, path: Path | str):
+        self._file = _open_file(Path(path))
+        self._images = self._file["images"]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, row: int) -> bytes:
+        return self._images[row].tobytes()
+
+    def close(self) -> None:
+        """Close the file; reading after that is an error."""
+        self._file.close()
+
+
+def read_header(path: Path | str) -> Header:
+    """The header of a data file, after checking that the file is whole. Raises `DatasetError`."""
+    return open_dataset(path).header
+
+
+def open_dataset(path: Path | str) -> Layout:
+    """Read labels, class names and generations of a data file and find its images.
+
+    Raises `DatasetError` for a file that is missing, not HDF5, cut short, not made by build-dataset, of a newer
+    schema, or inconsistent. Pixels are not read: `verify` does that.
+    """
+    path = Path(path)
+    with _open_file(path) as file:
+        header = _header_of(file, path)
+        try:
+            images, labels = file["images"], file["labels"][:].astype(np.int64, copy=False)
+            class_names = list(file["class_names"].asstr()[:])
+            generations = _generations_of(file)
+            digest_shape, source_shape = file["digests"].shape, file["sources"].shape
+        except (KeyError, TypeError, OSError, ValueError, AttributeError) as error:
+            raise DatasetError(f"{path} is damaged: {_reason(error)}; build it again.") from error
+        offset = images.id.get_offset() if header.store == "raw" else None
+        layout = Layout(path, header, labels, class_names, generations, offset, images.shape)
+        problem = _inconsistency(layout, digest_shape, source_shape, images.dtype)
+    if problem:
+        raise DatasetError(f"{path} is damaged: {problem}; build it again.")
+    return layout
+
+
+def _open_file(path: Path) -> h5py.File:
+    if not path.exists():
+        raise DatasetError(f"{path} does not exist; make it with: build-dataset FOLDER --out {path}")
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder, not a data file; make one from it with: build-dataset {path}")
+    try:
+        # Finished files never change in place, so a lock would only fail on read-only and network file systems.
+        return h5py.File(path, "r", locking=False)
+    except PermissionError as error:
+        raise DatasetError(f"{path} cannot be read: permission denied.") from error
+    except OSError as error:
+        if "truncated" in str(error):
+            message = f"{path} is cut short (an incomplete copy?): copy or build it again."
+        elif "signature not found" in str(error):
+            message = f"{path} is not an HDF5 file; make a data file with: build-dataset FOLDER"
+        else:
+            message = f"{path} cannot be read as HDF5: {_reason(error)}"
+        raise DatasetError(message) from error
+
+
+def _header_of(file: h5py.File, path: Path) -> Header:
+    attributes = file.attrs
+    if "schema_version" not in attributes:
+        raise DatasetError(f"{path} is an HDF5 file of another program; make a data file with: build-dataset FOLDER")
+    version = int(attributes["schema_version"])
+    if version > SCHEMA_VERSION:
+        raise DatasetError(
+            f"{path} has schema version {version}, this program reads up to {SCHEMA_VERSION}: upgrade biggan."
+        )
+    values = {}
+    for field in fields(Header):
+        if field.name in attributes:
+            values[field.name] = field.type(attributes[field.name])
+    try:
+        return Header(**values)
+    except TypeError as error:
+        raise DatasetError(
+            f"{path} is damaged: its header is incomplete ({_reason(error)}); build it again."
+        ) from error
+
+
+def _generations_of(file: h5py.File) -> tuple[Generation, ...]:
+    group = file["generations"]
+    texts = [group[name].asstr()[:] for name in ("fingerprints", "origins", "recipes", "inputs")]
+    columns = [group["rows"][:].tolist(), group["classes"][:].tolist(), *texts]
+    return tuple(Generation(*row) for row in zip(*columns, strict=True))
+
+
+def _inconsistency(layout: Layout, digest_shape: tuple, source_shape: tuple, dtype: np.dtype) -> str | None:
+    """The first contradiction between the parts of a file, as a phrase, or None."""
+    header, n, k = layout.header, layout.header.images, layout.header.classes
+    raw = header.store == "raw"
+    expected = {
+        "images": (layout.image_shape, (n, header.size, header.size, 3) if raw else (n,)),
+        "labels": (layout.labels.shape, (n,)),
+        "digests": (digest_shape, (n, DIGEST_BYTES)),
+        "sources": (source_shape, (n,)),
+        "class_names": ((len(layout.class_names),), (k,)),
+    }
+    if header.store not in STORES:
+        return f"its store is {header.store!r}, not one of {', '.join(STORES)}"
+    for name, (found, wanted) in expected.items():
+        if tuple(found) != wanted:
+            return f"{name} has shape {tuple(found)} where its header asks for {wanted}"
+    if raw and (dtype != np.uint8 or layout.image_offset is None):
+        return f"images are {dtype} instead of one contiguous block of uint8"
+    if n and (layout.labels.min() < 0 or layout.labels.max() >= k):
+        return f"labels lie outside 0 .. {k - 1}"
+    last = layout.generations[-1] if layout.generations else None
+    if last is None or (last.rows, last.classes, last.fingerprint) != (n, k, header.fingerprint):
+        return "its generations do not end at its header"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def fingerprints(
+    header_size: int,
+    store: str,
+    labels: np.ndarray,
+    digests: np.ndarray,
+    class_names: Sequence[str],
+    marks: Sequence[tuple[int, int]],
+) -> list[str]:
+    """The fingerprint after each generation, in one pass over the rows.
+
+    `labels` int64 [N], `digests` uint8 [N, 32]; `marks` are the generations' cumulative (rows, classes).
+    """
+    state = hashlib.sha256(f"biggan data set 1\n{header_size}\n{store}\n".encode())
+    found, start = [], 0
+    for rows, classes in marks:
+        for begin in range(start, rows, 65536):
+            block = slice(begin, min(begin + 65536, rows))
+            records = np.empty(block.stop - begin, [("label", "<i8"), ("digest", "u1", DIGEST_BYTES)])
+            records["label"], records["digest"] = labels[block], digests[block]
+            state.update(records.tobytes())
+        start = rows
+        finished = state.copy()
+        for name in class_names[:classes]:
+            encoded = name.encode()
+            finished.update(len(encoded).to_bytes(4, "little") + encoded)
+        found.append(finished.hexdigest())
+    return found
+
+
+def digest_of(stored: bytes | memoryview) -> bytes:
+    """SHA-256 of an image's stored bytes."""
+    return hashlib.sha256(stored).digest()
+
+
+def iterate_digests(layout: Layout, workers: int = 2) -> Iterator[bytes]:
+    """Hash the stored images again, in row order, with a few threads (hashing releases the interpreter lock)."""
+    stored, batch = layout.stored_bytes(), 64
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for begin in range(0, layout.header.images, batch * workers):
+            rows = range(begin, min(begin + batch * workers, layout.header.images))
+            yield from pool.map(lambda row: digest_of(stored(row)), rows)
+
+
+def verify(layout: Layout, workers: int = 2, progress: Callable[[int], None] | None = None) -> None:
+    """Read every byte of a data file and compare it with its digests and fingerprints; `DatasetError` if they differ.
+
+    `progress` is called with the number of rows verified so far.
+    """
+    header, stored = layout.header, layout.digests
+    for row, digest in enumerate(iterate_digests(layout, workers)):
+        if digest != stored[row].tobytes():
+            raise DatasetError(
+                f"{layout.path} is damaged: image {row} ({layout.sources[row]}) does not have the bytes that were "
+                "written; copy or build the file again."
+            )
+        if progress and (row + 1) % 256 == 0:
+            progress(row + 1)
+    if progress:
+        progress(header.images)
+    marks = [(generation.rows, generation.classes) for generation in layout.generations]
+    found = fingerprints(header.size, header.store, layout.labels, stored, layout.class_names, marks)
+    if found != [generation.fingerprint for generation in layout.generations]:
+        raise DatasetError(f"{layout.path} is damaged: its labels or class names do not have its fingerprint.")
+
+
+def recipe_of(generation: Generation) -> dict:
+    """The settings of the command that made a generation."""
+    return json.loads(generation.recipe)
+
+
+def extends(layout: Layout, fingerprint: str) -> Generation | None:
+    """The generation of this file that has the given fingerprint, or None: does it contain that older file?"""
+    return next((g for g in layout.generations if g.fingerprint == fingerprint), None)
+
+
+def header_attributes(header: Header) -> dict:
+    """The header as the attributes that are written to a file."""
+    return asdict(header)
