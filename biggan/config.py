@@ -1,0 +1,309 @@
+"""The configuration of a run: frozen dataclasses, presets, overrides, validation. No torch in here.
+
+A `Config` is made from a preset (`biggan/presets/*.toml`) or a TOML file plus `section.key=value` overrides. What the
+data decide (`model.resolution` must match, `model.classes`) is filled in when the data set is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names it, its value, the rule and the fix."""
+
+
+def require(condition: bool, setting: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{setting} = {value!r}: {rule}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and in which proportions."""
+
+    path: tuple[str, ...] = ()  # data set files or folders of class folders; () = the only fitting file in data/
+    weights: tuple[float, ...] = ()  # how often each of several data sets is drawn from; () = as they are
+    sampling: Literal["natural", "balanced", "tempered"] = "natural"
+    alpha: float = 0.5  # tempered: class frequency ** alpha
+    flip: bool = True  # mirror every other image, at random
+    fake_labels: Literal["uniform", "data"] = "uniform"  # classes of the generated images
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, "data.alpha", self.alpha, "it must be between 0 (balanced) and 1 (natural)")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of generator (g) and discriminator (d)."""
+
+    family: Literal["biggan", "deep"] = "biggan"
+    resolution: int = 128
+    classes: int = 0  # 0 = from the data; 1 = unconditional
+    g_ch: int = 96
+    d_ch: int = 96
+    dim_z: int = 120
+    shared_dim: int = 128  # width of the shared class embedding; 0 = a table per norm layer instead
+    hierarchical: bool = True  # z feeds every block, not only the first layer
+    g_attention: tuple[int, ...] = (64,)  # resolutions with self-attention
+    d_attention: tuple[int, ...] = (64,)
+    g_depth: int = 2  # blocks per stage (deep)
+    d_depth: int = 2
+    d_wide: bool = True  # widen in the first convolution of a discriminator block, not in the second
+    norm: Literal["batch", "instance", "layer", "group", "none"] = "batch"
+    init: Literal["ortho", "normal", "xavier"] = "ortho"
+    g_spectral: bool = True
+    d_spectral: bool = True
+    singular_values: int = 1  # how many are tracked per layer, for the log
+    sn_eps: float = 1e-6
+    bn_eps: float = 1e-5
+    output_bn_eps: float = 1e-5  # of the norm before the last convolution
+    rgb_channels: int = 3  # outputs of the last convolution, of which three are kept
+
+    def __post_init__(self) -> None:
+        resolutions = (32, 64, 128, 256, 512)
+        require(self.resolution in resolutions, "model.resolution", self.resolution, f"it must be one of {resolutions}")
+        require(self.classes >= 0, "model.classes", self.classes, "it can't be negative")
+        for name in ("g_ch", "d_ch"):
+            ch = getattr(self, name)
+            lowest = 4 if self.family == "deep" else 1
+            require(ch >= lowest, f"model.{name}", ch, f"this family needs at least {lowest}")
+        for name in ("g_depth", "d_depth", "singular_values", "dim_z"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "it must be at least 1")
+        for name in ("g_attention", "d_attention"):
+            for size in getattr(self, name):
+                fits = 4 <= size <= self.resolution and size & (size - 1) == 0
+                require(fits, f"model.{name}", size, f"it must be a power of two from 4 to {self.resolution}")
+        require(self.rgb_channels >= 3, "model.rgb_channels", self.rgb_channels, "an image has three colours")
+        if self.hierarchical:
+            self._check_hierarchy()
+
+    def _check_hierarchy(self) -> None:
+        conditional_without_embedding = self.shared_dim == 0 and self.classes != 1
+        require(
+            not conditional_without_embedding,
+            "model.shared_dim",
+            0,
+            "a hierarchical z is joined to the shared embedding; set model.hierarchical = false or a width",
+        )
+        if self.family == "biggan":
+            chunks = self.resolution.bit_length() - 2  # blocks + 1: 128 px has 5 blocks
+            rule = (
+                f"at {self.resolution} px z is split into {chunks} equal chunks, so it must be a multiple of {chunks}"
+            )
+            require(self.dim_z % chunks == 0, "model.dim_z", self.dim_z, rule)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Batches and updates. Batches are global; `micro_batch` is what one device takes in one pass."""
+
+    seed: int = 0
+    images: int = 100_000_000  # real images until the end of the run
+    batch_size: int = 256  # real images per update of the discriminator
+    g_batch_size: int = 256  # latents per update of the generator
+    micro_batch: int = 32
+    d_steps: int = 1  # updates of the discriminator per update of the generator
+    loss: Literal["hinge", "nonsaturating", "least-squares"] = "hinge"
+    statistics: Literal["update", "forward"] = "update"  # spectral norm and running statistics move once per ...
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "g_batch_size", "micro_batch", "d_steps"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "it must be at least 1")
+        require(0 <= self.seed < 2**63, "train.seed", self.seed, "it must be between 0 and 2**63 - 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam, and the modified orthogonal regularisation (arXiv 1809.11096, equation 3)."""
+
+    g_lr: float = 1e-4
+    d_lr: float = 4e-4
+    beta1: float = 0.0
+    beta2: float = 0.999
+    eps: float = 1e-6
+    g_ortho: float = 1e-4
+    d_ortho: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("g_lr", "d_lr", "eps"):
+            require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "it must be positive")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "it must be in [0, 1)")
+        for name in ("g_ortho", "d_ortho"):
+            require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "it can't be negative")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Moving average of the generator's weights: what samples are made with."""
+
+    decay: float = 0.9999  # per update of the generator
+    start: int = 20_000  # updates; until then the average is the generator itself
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, "ema.decay", self.decay, "it must be in [0, 1)")
+        require(self.start >= 0, "ema.start", self.start, "it can't be negative")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Cadence, in updates of the generator, and what is kept. It does not touch the result of the training."""
+
+    log_every: int = 50
+    save_every: int = 1000
+    save_minutes: float = 15.0  # whichever comes first
+    sample_every: int = 1000
+    sample_classes: int = 10  # columns of the sample grid
+    sample_rows: int = 8
+    standing_images: int = 1024  # images over which standing statistics are taken
+    keep: int = 3  # newest checkpoints kept
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            require(getattr(self, f.name) > 0, f"run.{f.name}", getattr(self, f.name), "it must be positive")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def with_model(self, **changes: Any) -> Config:
+        """The same with other `model` settings, checked again."""
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, **changes))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return {
+            name: {key: list(v) if isinstance(v, tuple) else v for key, v in section.items()}
+            for name, section in dataclasses.asdict(self).items()
+        }
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+
+def preset_names() -> list[str]:
+    files = importlib.resources.files("biggan.presets").iterdir()
+    return sorted(Path(f.name).stem for f in files if f.name.endswith(".toml"))
+
+
+def load_config(source: str | None = None, overrides: typing.Sequence[str] = ()) -> Config:
+    """The config of a preset name or a TOML file, with `section.key=value` overrides.
+
+    Raises ConfigError for unknown names (with the nearest ones), values of the wrong type or out of range.
+    """
+    raw: dict[str, Any] = {}
+    if source is not None:
+        raw = _read_toml(source)
+    for text in overrides:
+        _apply_override(raw, text)
+    return config_from_dict(raw)
+
+
+def config_from_dict(raw: dict[str, Any]) -> Config:
+    """A checked Config from nested dictionaries, as TOML or JSON give them."""
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    for name, values in raw.items():
+        if name not in sections:
+            raise ConfigError(f"unknown config section {name!r}{nearest(name, sections)}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{name} = {values!r}: this is a section; write {name}.key = value")
+    return Config(**{name: _section(cls, name, raw.get(name, {})) for name, cls in sections.items()})
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """'; did you mean ...?' with the known names most like `name`, or what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are: {', '.join(known)}"
+
+
+def _read_toml(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix != ".toml":
+        if source not in preset_names():
+            raise ConfigError(f"unknown preset {source!r}{nearest(source, preset_names())}")
+        text = (importlib.resources.files("biggan.presets") / f"{source}.toml").read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {source} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"config file {source} cannot be read: {error}") from None
+
+
+def _apply_override(raw: dict[str, Any], text: str) -> None:
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot):
+        raise ConfigError(f"--set {text}: write it as section.key=value, for example train.batch_size=64")
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()  # a bare word is a string
+    raw.setdefault(section, {})[key] = parsed
+
+
+def _section(cls: type, name: str, values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            matches = nearest(key, hints)
+            raise ConfigError(f"unknown config key {name}.{key}{matches}")
+    return cls(**{key: _convert(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
+
+
+def _convert(setting: str, value: Any, kind: Any) -> Any:
+    """`value` as `kind`; only conversions that lose nothing."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        require(
+            value in choices, setting, value, f"it must be one of {', '.join(choices)}{_did_you_mean(value, choices)}"
+        )
+        return value
+    if origin is tuple:
+        item = typing.get_args(kind)[0]
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(setting, v, item) for v in values)
+    if kind is bool:
+        require(isinstance(value, bool), setting, value, "it must be true or false")
+    elif kind is int:
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+        require(whole, setting, value, "it must be a whole number")
+        return int(value)
+    elif kind is float:
+        require(isinstance(value, int | float) and not isinstance(value, bool), setting, value, "it must be a number")
+        return float(value)
+    else:
+        assert kind is str or isinstance(kind, types.UnionType), kind
+        require(isinstance(value, str), setting, value, "it must be text")
+    return value
+
+
+def _did_you_mean(value: Any, choices: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

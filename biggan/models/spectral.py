@@ -1,0 +1,181 @@
+"""Spectral normalisation (Miyato et al. 2018, arXiv 1802.05957), once per update or once per forward pass.
+
+A layer's weight W, seen as a matrix [out, rest], is divided by an estimate of its largest singular value,
+
+    v = normalise(u W),  u' = normalise(v W^T),  sigma = u' W v^T,  W_sn = W / sigma,
+
+with u and v constant in the backward pass and everything in float32. In `forward` mode every training-mode forward pass
+does this and stores u' (the reference implementations' behaviour). In an update (`SpectralUpdate`) it is done once: all
+micro-batches use the same W_sn as a leaf, and its accumulated gradient G goes back through the quotient rule once,
+
+    dL/dW = (G - <G, W_sn> u'^T v) / sigma.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """No autocast on the device of `tensor`."""
+    device = tensor.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+class SpectralLayer(nn.Module):
+    """Mixin for layers with a `weight`: adds `u` [values, out] and `effective_weight()`.
+
+    `spectral=False` makes it a plain layer. With more than one singular value the further ones (kept orthogonal by
+    Gram-Schmidt) are only for logging; the weight is always divided by the first.
+    """
+
+    weight: nn.Parameter
+    u: Tensor | None
+
+    def add_spectral_norm(self, spectral: bool, eps: float, values: int = 1) -> None:
+        self.eps = eps
+        # Weight of the update under way; not a parameter: its gradient is sent back to `weight` when the update ends.
+        self.leaf: Tensor | None = None
+        u = F.normalize(torch.randn(values, self.weight.shape[0]), dim=1) if spectral else None
+        self.register_buffer("u", u)
+
+    def matrix(self) -> Tensor:
+        return self.weight.flatten(1)
+
+    @torch.no_grad()
+    def power_iteration(self) -> tuple[Tensor, Tensor]:
+        """One iteration from `u`: new left and right singular vectors [values, out], [values, rest]."""
+        assert self.u is not None
+        weight = self.matrix()
+        left: list[Tensor] = []
+        right: list[Tensor] = []
+        for row in self.u.split(1):
+            v = F.normalize(_orthogonal_to(row @ weight, right), eps=self.eps)
+            right.append(v)
+            left.append(F.normalize(_orthogonal_to(v @ weight.T, left), eps=self.eps))
+        return torch.cat(left), torch.cat(right)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the forward pass uses: this update's leaf, or W / sigma computed here and now."""
+        if self.leaf is not None:
+            return self.leaf
+        if self.u is None:
+            return self.weight
+        with full_precision(self.weight):
+            left, right = self.power_iteration()
+            if self.training:
+                with torch.no_grad():
+                    self.u.copy_(left)
+            return self.weight / largest_singular_value(self.matrix(), left, right)
+
+    @torch.no_grad()
+    def singular_values(self) -> Tensor:
+        """Estimates of the largest singular values [values], without moving `u`."""
+        left, right = self.power_iteration()
+        return ((left @ self.matrix()) * right).sum(1)
+
+
+def _orthogonal_to(x: Tensor, basis: list[Tensor]) -> Tensor:
+    for b in basis:
+        x = x - (x @ b.T) / (b @ b.T) * b
+    return x
+
+
+def largest_singular_value(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """sigma = u W v^T [] in the graph of `matrix`."""
+    return (left[:1] @ matrix @ right[:1].T).squeeze()
+
+
+class SpectralConv2d(nn.Conv2d, SpectralLayer):
+    """A convolution [n, in, H, W] -> [n, out, H, W] (same size) with a normalised weight."""
+
+    def __init__(self, in_channels, out_channels, kernel_size=3, bias=True, *, spectral=True, eps=1e-6, values=1):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.add_spectral_norm(spectral, eps, values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.effective_weight(), self.bias, padding=self.padding)
+
+
+class SpectralLinear(nn.Linear, SpectralLayer):
+    """A linear layer [n, in] -> [n, out] with a normalised weight."""
+
+    def __init__(self, in_features, out_features, bias=True, *, spectral=True, eps=1e-6, values=1):
+        super().__init__(in_features, out_features, bias=bias)
+        self.add_spectral_norm(spectral, eps, values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective_weight(), self.bias)
+
+
+class SpectralEmbedding(nn.Embedding, SpectralLayer):
+    """A table of class vectors: labels [n] -> [n, dim]; normalised as the matrix [classes, dim]."""
+
+    def __init__(self, classes, dim, *, spectral=True, eps=1e-6, values=1):
+        super().__init__(classes, dim)
+        self.add_spectral_norm(spectral, eps, values)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return F.embedding(labels, self.effective_weight())
+
+
+def spectral_layers(model: nn.Module) -> Iterator[SpectralLayer]:
+    for module in model.modules():
+        if isinstance(module, SpectralLayer) and module.u is not None:
+            yield module
+
+
+class SpectralUpdate:
+    """The normalised weights of one model for the length of one update.
+
+        spectral = SpectralUpdate(model)
+        spectral.begin(train=True)     # W_sn once; the layers use it as a leaf
+        ...                            # any number of forward and backward passes
+        spectral.finish()              # gradients to `weight.grad`; u moves
+        spectral.discard()             # or: as if the update had never begun
+
+    u moves only when the update finishes, so that an abandoned update leaves no trace.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.layers = list(spectral_layers(model))
+        self._factors: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def begin(self, train: bool) -> None:
+        """Normalise every layer's weight; with `train` the results collect gradients."""
+        assert not self._factors, "the last update was neither finished nor discarded"
+        for layer in self.layers:
+            left, right = layer.power_iteration()
+            sigma = largest_singular_value(layer.matrix(), left, right)
+            self._factors.append((left, right, sigma))
+            layer.leaf = (layer.weight / sigma).requires_grad_(train)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Send the leaves' gradients to the parameters, store u, and let go of the leaves."""
+        for layer, (left, right, sigma) in zip(self.layers, self._factors, strict=True):
+            if layer.leaf.grad is not None:
+                grad = self._weight_gradient(layer.leaf, left[0], right[0], sigma)
+                layer.weight.grad = grad if layer.weight.grad is None else layer.weight.grad.add_(grad)
+            layer.u.copy_(left)
+        self.discard()
+
+    def discard(self) -> None:
+        for layer in self.layers:
+            layer.leaf = None
+        self._factors = []
+
+    @staticmethod
+    def _weight_gradient(leaf: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+        """dL/dW = (G - <G, W_sn> u^T v) / sigma, in the shape of the weight."""
+        grad = leaf.grad.flatten(1)
+        inner = (grad * leaf.flatten(1)).sum()
+        return ((grad - inner * torch.outer(u, v)) / sigma).view_as(leaf)
