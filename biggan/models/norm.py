@@ -142,14 +142,14 @@ def track(model: nn.Module, tracking: Tracking) -> None:
 
 
 class RunningStatistics:
-    """The batch-norm statistics of one model, averaged over micro-batches.
+    """The batch-norm statistics of one model, averaged over batches.
 
-        statistics.add(n)        # after each forward pass of n images
-        statistics.commit()      # at the update's end: running = 0.9 running + 0.1 mean
-        statistics.store()       # or: running = mean, for standing statistics
-        statistics.discard()     # or: as if the passes had never been
+        statistics.add(n)          # after each forward pass of n images
+        statistics.commit(total)   # at an update's end: running = 0.9 running + 0.1 mean over `total` images
+        statistics.store(total)    # or, for standing statistics: running = mean
+        statistics.discard()       # or: as if the passes had never been
 
-    `sums` and `images` are plain tensors, to be added up across processes before `commit`.
+    `sums` are plain tensors, to be added up across processes before `commit`.
     """
 
     def __init__(self, model: nn.Module):
@@ -157,26 +157,23 @@ class RunningStatistics:
         self._batch = [t for layer in layers for t in (layer.batch_mean, layer.batch_var)]
         self._running = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
         self.sums = [torch.zeros_like(t) for t in self._running]
-        self.images = 0
 
     @torch.no_grad()
     def add(self, images: int) -> None:
         if self.sums:
             torch._foreach_add_(self.sums, self._batch, alpha=float(images))
-        self.images += images
 
     @torch.no_grad()
-    def commit(self, momentum: float = MOMENTUM) -> None:
-        if self.sums and self.images:
-            torch._foreach_div_(self.sums, float(self.images))
+    def commit(self, images: int, momentum: float = MOMENTUM) -> None:
+        if self.sums:
+            torch._foreach_div_(self.sums, float(images))
             torch._foreach_lerp_(self._running, self.sums, momentum)
         self.discard()
 
-    def store(self) -> None:
-        self.commit(momentum=1.0)
+    def store(self, images: int) -> None:
+        self.commit(images, momentum=1.0)
 
     @torch.no_grad()
     def discard(self) -> None:
         if self.sums:
             torch._foreach_zero_(self.sums)
-        self.images = 0

@@ -1,0 +1,1 @@
+"""Training: losses, updates, the moving average, checkpoints and the loop that joins them."""
