@@ -1,0 +1,152 @@
+"""Zip and tar archives of class folders, read in place, without unpacking."""
+
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_tools.folders import (
+    LOOSE,
+    ImageFile,
+    Listing,
+    Problem,
+    SourceError,
+    check_depth,
+    class_name_of,
+    is_ignored,
+    readable,
+    without_others,
+    without_repeats,
+)
+from data_tools.images import MAX_FILE_BYTES, ImageError
+from data_tools.labels import read_label_file
+
+
+class ArchiveReader:
+    """Reads members of an archive by number of bytes, from any process or thread.
+
+    A tar member is a plain stretch of the file. Of a zip, members are read by name through `zipfile`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: int | zipfile.ZipFile | None = None
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "_file": None}  # each process opens the archive for itself
+
+    def read(self, file: ImageFile) -> bytes:
+        """The bytes of a member; `ImageError` with a short reason where that fails."""
+        if file.size > MAX_FILE_BYTES:
+            raise ImageError("larger than 1 GiB")
+        return self.head(file, file.size)
+
+    def head(self, file: ImageFile, count: int = 16) -> bytes:
+        """The first bytes of a member."""
+        try:
+            if isinstance(file.where, str):
+                return self._read_zip(file.where, count)
+            return self._read_tar(*file.where, count)
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+            raise ImageError(f"cannot be read from the archive: {str(error)[:100]}") from error
+
+    def _read_tar(self, offset: int, length: int, count: int) -> bytes:
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+        count = min(count, length)
+        data = os.pread(self._file, count, offset)
+        if len(data) != count:
+            raise EOFError("the archive is cut short")
+        return data
+
+    def _read_zip(self, name: str, count: int) -> bytes:
+        if self._file is None:
+            self._file = zipfile.ZipFile(self.path)
+        with self._file.open(name) as member:
+            return member.read(count)
+
+
+def list_zip(path: Path, reader: ArchiveReader, label_file: str) -> Listing:
+    """The class folders of a zip file, or the images that the label file at its top gives a class to."""
+    problems: list[Problem] = []
+    files = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.flag_bits & 1:
+                    problems.append(Problem(info.filename, "encrypted"))
+                elif not info.is_dir():
+                    files.append(ImageFile(info.filename, "", info.file_size, 0, info.filename))
+            labels = read_label_file(archive.read(label_file)) if label_file in archive.namelist() else None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise SourceError(f"{path} is not a readable zip file: {error}.") from error
+    if labels is None:
+        return _as_classes(path, files, problems, reader)
+    known = {file.path: file for file in without_repeats(files, problems)}
+    problems += [Problem(name, f"in {label_file}, but not in the archive") for name in labels if name not in known]
+    problems += [
+        Problem(name, f"has no label in {label_file}") for name in known if name not in labels | {label_file: ""}
+    ]
+    return Listing(
+        [known[name]._replace(class_name=label) for name, label in labels.items() if name in known], problems
+    )
+
+
+def list_tar(path: Path, reader: ArchiveReader) -> Listing:
+    """The class folders of a tar file, or the classes of a tar of tars, one per class, as ImageNet comes."""
+    problems: list[Problem] = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            files = list(_tar_members(archive, problems))
+    except tarfile.TarError as error:
+        if path.suffix.lower() != ".tar":
+            advice = "its images cannot be reached one by one: unpack it, or pass it uncompressed"
+            raise SourceError(f"{path} is a compressed tar file, so {advice}.") from error
+        raise SourceError(f"{path} is not a readable tar file: {error}.") from error
+    return _as_classes(path, files, problems, reader)
+
+
+def _tar_members(
+    archive: tarfile.TarFile, problems: list[Problem], prefix: str = "", base: int = 0
+) -> Iterator[ImageFile]:
+    """Regular files of a tar and of the tars directly inside it, whose names become folders."""
+    for member in archive:
+        name = prefix + readable(member.name).removeprefix("./")
+        if member.islnk() or member.issym():
+            problems.append(Problem(name, "a link inside an archive"))
+        elif member.isfile() and not prefix and name.lower().endswith(".tar"):
+            yield from _inner_members(archive, member, name, problems)
+        elif member.isfile():
+            yield ImageFile(name, "", member.size, 0, (base + member.offset_data, member.size))
+
+
+def _inner_members(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, problems: list[Problem]
+) -> Iterator[ImageFile]:
+    try:
+        with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
+            yield from _tar_members(inner, problems, name[: -len(".tar")] + "/", member.offset_data)
+    except tarfile.TarError as error:
+        problems.append(Problem(name, f"not a readable tar file: {error}"))
+
+
+def _as_classes(path: Path, files: list[ImageFile], problems: list[Problem], reader: ArchiveReader) -> Listing:
+    """Name the class of each member after its first folder, below a single folder around everything if there is one."""
+    files = [file for file in files if not any(is_ignored(part) for part in file.path.split("/"))]
+    files = without_repeats(files, problems)
+    files = without_others(files, problems, reader.head)
+    folders = {file.path.split("/")[0] for file in files}
+    depth = 0
+    if len(folders) == 1 and all(file.path.count("/") > 1 for file in files):
+        depth = 1
+    placed = []
+    for file in files:
+        parts = file.path.split("/")
+        if len(parts) > depth + 1:
+            placed.append(file._replace(path="/".join(parts[depth:]), class_name=class_name_of(parts[depth])))
+        else:
+            problems.append(Problem(file.path, LOOSE))
+    listing = Listing(placed, problems)
+    check_depth(listing, str(path))
+    return listing

@@ -1,0 +1,225 @@
+"""Class folders: which images there are, of which class, and what is wrong with the rest."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from data_tools.images import looks_like_image
+
+IMAGE_SUFFIXES = frozenset(
+    (".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo")
+    + (".apng", ".png", ".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp")
+)
+IGNORED_NAMES = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "lost+found"})
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "images", "data"})
+
+
+class SourceError(ValueError):
+    """A source of images that cannot be used; the message is one sentence for the user."""
+
+
+class ImageFile(NamedTuple):
+    """A file that may hold an image."""
+
+    path: str  # below the source, with forward slashes; its identity in reports and in the data file
+    class_name: str
+    size: int  # bytes
+    modified: int  # nanoseconds
+    where: str | tuple[int, int]  # how its reader finds it: a file system path, or offset and length in an archive
+
+
+class Problem(NamedTuple):
+    """A file or folder that is left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Listing:
+    """What a source holds. Files are in order of class name, then path."""
+
+    files: list[ImageFile]
+    problems: list[Problem] = field(default_factory=list)
+    empty_classes: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.files.sort(key=lambda file: (file.class_name, file.path))
+
+    @property
+    def class_counts(self) -> Counter[str]:
+        """Files of each class name."""
+        return Counter(file.class_name for file in self.files)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in order; a class id is an index into this list."""
+        return sorted(self.class_counts)
+
+    @property
+    def entries(self) -> list[tuple[str, int]]:
+        """(path below the source, class id) of every file."""
+        ids = {name: index for index, name in enumerate(self.class_names)}
+        return [(file.path, ids[file.class_name]) for file in self.files]
+
+
+def scan(root: str | os.PathLike) -> Listing:
+    """List a folder of class folders; files may lie at any depth below their class.
+
+    Files with the suffix of an image are candidates; others are so if they begin like one, since suffixes lie. Links
+    are followed, but a folder that was already read under another name is not read again. Raises `SourceError` when
+    there is nothing to use or when the folder is one level too high or too low.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise SourceError(f"{root} does not exist.")
+    if not root.is_dir():
+        raise SourceError(f"{root} is not a folder of class folders.")
+    walk = _Walk(root)
+    walk.run()
+    files = without_others(walk.files, walk.problems, _head)
+    listing = Listing(files, walk.problems, sorted(walk.classes - {file.class_name for file in files}))
+    check_depth(listing, str(root))
+    return listing
+
+
+def check_depth(listing: Listing, source: str) -> None:
+    """Refuse a source whose classes are not where they should be, and say what to pass instead."""
+    names = listing.class_names
+    if not names:
+        loose = sum(problem.reason == LOOSE for problem in listing.problems)
+        if loose:
+            raise SourceError(
+                f"{source} holds {loose} files but no class folders: move the files of each class into a folder of "
+                "its own (one folder makes a data set of one class)."
+            )
+        empty = f" (its {len(listing.empty_classes)} folders are empty)" if listing.empty_classes else ""
+        raise SourceError(f"{source} holds no images{empty}.")
+    if len(names) > 1 and not {name.lower() for name in names} <= SPLIT_NAMES:
+        return
+    deeper = sorted({parts[1] for file in listing.files if len(parts := file.path.split("/")) > 2})
+    if deeper and all(file.path.count("/") > 1 for file in listing.files):
+        first = "one class" if len(names) == 1 else f"{len(names)} classes"
+        raise SourceError(
+            f"{source} would give {first}, {' and '.join(map(repr, names[:3]))}, whose folder holds folders "
+            f"({', '.join(map(repr, deeper[:3]))}{' ...' if len(deeper) > 3 else ''}): "
+            f"pass {os.path.join(source, names[0])} instead."
+        )
+
+
+LOOSE = "outside any class folder"
+
+
+class _Walk:
+    """One pass over a folder tree: real folders first, then linked ones, each folder once."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.files: list[ImageFile] = []
+        self.problems: list[Problem] = []
+        self.classes: set[str] = set()
+        self.seen: dict[tuple[int, int], str] = {}
+        self.links: list[tuple[str, str | None]] = []
+
+    def run(self) -> None:
+        self._visit("", None)
+        # A link must not take a folder away from its real place, so links wait until all real folders are known.
+        while self.links:
+            links, self.links = self.links, []
+            for path, class_name in sorted(links):
+                self._visit(path, class_name)
+
+    def _visit(self, path: str, class_name: str | None) -> None:
+        """Read a folder and all below it; `path` is relative to the root, "" for the root itself."""
+        pending = [(path, class_name)]
+        while pending:
+            path, class_name = pending.pop()
+            shown = readable(path) or "."
+            try:
+                status = os.stat(self.root / path)
+                identity = status.st_dev, status.st_ino
+                if identity in self.seen:
+                    self.problems.append(Problem(shown, f"the same folder as {self.seen[identity]}, read once"))
+                    continue
+                self.seen[identity] = shown
+                with os.scandir(self.root / path) as entries:
+                    listed = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                self.problems.append(Problem(shown, f"folder cannot be read: {(error.strerror or str(error)).lower()}"))
+                continue
+            for entry in listed:
+                if is_ignored(entry.name):
+                    continue
+                below = f"{path}/{entry.name}" if path else entry.name
+                self._sort_entry(entry, below, class_name, pending)
+
+    def _sort_entry(self, entry: os.DirEntry, path: str, class_name: str | None, pending: list) -> None:
+        try:
+            is_folder = entry.is_dir()
+            status = entry.stat()
+        except OSError as error:
+            broken = entry.is_symlink()
+            reason = "broken link" if broken else f"cannot be read: {(error.strerror or str(error)).lower()}"
+            self.problems.append(Problem(readable(path), reason))
+            return
+        if is_folder:
+            inner_class = class_name or class_name_of(entry.name)
+            self.classes.add(inner_class)
+            (self.links if entry.is_symlink() else pending).append((path, inner_class))
+        elif class_name is None:
+            self.problems.append(Problem(readable(path), LOOSE))
+        elif not entry.is_file():
+            self.problems.append(Problem(readable(path), "not a regular file"))
+        else:
+            where = str(self.root / path)
+            self.files.append(ImageFile(readable(path), class_name, status.st_size, status.st_mtime_ns, where))
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a name is clutter of an operating system or hidden, and passed over without a word."""
+    return name.startswith(".") or name in IGNORED_NAMES
+
+
+def class_name_of(name: str) -> str:
+    """A class name from a file or folder name: composed Unicode (NFC), so that one name has one spelling."""
+    return unicodedata.normalize("NFC", readable(name))
+
+
+def readable(path: str) -> str:
+    """A path as valid Unicode: bytes that are not UTF-8 become \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def without_others(
+    files: Iterable[ImageFile], problems: list[Problem], read_head: Callable[[ImageFile], bytes]
+) -> list[ImageFile]:
+    """Keep the files that have the suffix of an image or, by `read_head`, begin like one, and list the others."""
+    kept = []
+    for file in files:
+        if os.path.splitext(file.path)[1].lower() in IMAGE_SUFFIXES or looks_like_image(read_head(file)):
+            kept.append(file)
+        else:
+            problems.append(Problem(file.path, "not an image"))
+    return kept
+
+
+def _head(file: ImageFile) -> bytes:
+    try:
+        with open(file.where, "rb") as opened:
+            return opened.read(16)
+    except OSError:
+        return b""
+
+
+def without_repeats(files: Iterable[ImageFile], problems: list[Problem]) -> list[ImageFile]:
+    """Keep the last of several members of one path, as unpacking an archive would, and list the others."""
+    kept: dict[str, ImageFile] = {}
+    for file in files:
+        if file.path in kept:
+            problems.append(Problem(file.path, "twice in the archive: the last one is used"))
+        kept[file.path] = file
+    return list(kept.values())
