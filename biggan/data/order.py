@@ -18,8 +18,6 @@ common; in particular, epoch 1 of seed 5 is not epoch 0 of seed 6.
 >>> rows = order[10_000_000_000 + np.arange(64)]
 """
 
-from collections import OrderedDict
-
 import numpy as np
 
 from biggan.latents import Stream, words
@@ -27,7 +25,7 @@ from biggan.latents import Stream, words
 ALGORITHM = 1  # changes whenever any position would map to another row
 ROUNDS = 8
 TABLE_LIMIT = 4096
-_CACHED_TABLES = 8
+_CACHED_EPOCHS = 4
 
 
 class Order:
@@ -48,58 +46,51 @@ class Order:
         self._rounds = rounds
         self._radix = _ceil_sqrt(n)  # a
         self._base = -(-n // self._radix)  # b
-        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()  # epoch -> table, or round keys
+        self._cache: dict[int, np.ndarray] = {}  # epoch -> table, or round keys
 
     def __getitem__(self, positions: int | np.ndarray) -> int | np.ndarray:
         if np.ndim(positions) == 0:
-            return int(self.rows(int(positions), 1)[0])
+            return int(self[np.array([positions])][0])
         positions = np.asarray(positions, dtype=np.int64)
-        if positions.size and positions.min() < 0:
+        if positions.size == 0:
+            return positions.copy()
+        if positions.min() < 0:
             raise ValueError(f"positions must not be negative, but one is {positions.min()}")
-        epochs, places = np.divmod(positions, self.n)
-        out = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            out[here] = self._permute(int(epoch), places[here])
-        return out
-
-    def rows(self, start: int, count: int) -> np.ndarray:
-        """The rows at positions [start, start + count), int64 [count]: what indexing gives, a little faster."""
-        if start < 0 or count < 0:
-            raise ValueError(f"positions must not be negative: {start}, {count} of them")
-        out = np.empty(count, dtype=np.int64)
-        done = 0
-        while done < count:
-            epoch, place = divmod(start + done, self.n)
-            size = min(count - done, self.n - place)
-            out[done : done + size] = self._permute(epoch, np.arange(place, place + size))
-            done += size
-        return out
+        first, last = int(positions.min()) // self.n, int(positions.max()) // self.n
+        if first == last:
+            return self._permute(first, positions - first * self.n)
+        epochs, places = np.divmod(positions.ravel(), self.n)
+        by_epoch = np.argsort(epochs, kind="stable")
+        starts = np.flatnonzero(np.diff(epochs[by_epoch], prepend=-1))
+        out = np.empty_like(places)
+        for here in np.split(by_epoch, starts[1:]):
+            out[here] = self._permute(int(epochs[here[0]]), places[here])
+        return out.reshape(positions.shape)
 
     def _permute(self, epoch: int, places: np.ndarray) -> np.ndarray:
         key = self._cache.get(epoch)
         if key is None:
             key = self._table(epoch) if self.n <= TABLE_LIMIT else self._round_keys(epoch)
+            if len(self._cache) >= _CACHED_EPOCHS:
+                self._cache.clear()
             self._cache[epoch] = key
-            if len(self._cache) > _CACHED_TABLES:
-                self._cache.popitem(last=False)
-        return key[places] if self.n <= TABLE_LIMIT else self._encrypt(places, key)
+        return key[places].astype(np.int64) if self.n <= TABLE_LIMIT else self._encrypt(places, key)
 
     def _table(self, epoch: int) -> np.ndarray:
         """The rows sorted by 64 random bits each."""
         pairs = words(self._seed, self._stream, epoch, 1, 2 * self.n)[0].astype(np.uint64)
-        return np.argsort(pairs[0::2] << np.uint64(32) | pairs[1::2], kind="stable")
+        return np.argsort(pairs[0::2] << np.uint64(32) | pairs[1::2], kind="stable").astype(np.uint16)
 
     def _round_keys(self, epoch: int) -> np.ndarray:
         return words(self._seed, self._stream, epoch, 1, self._rounds)[0]
 
     def _encrypt(self, x: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        out = self._feistel(x, keys)
+        out = self._feistel(x.ravel(), keys)
         outside = np.flatnonzero(out >= self.n)
         while outside.size:
             out[outside] = self._feistel(out[outside], keys)
             outside = outside[out[outside] >= self.n]
-        return out
+        return out.reshape(x.shape)
 
     def _feistel(self, x: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """One pass of the cipher over [0, a b): int64 [m] -> int64 [m]."""
