@@ -76,7 +76,6 @@ class Sampler:
         self._population = Population(parts, labels)
         self._segments: list[Segment] = [self._begin(self.plan, 0, 0)]
         self._sum = 0  # of the hashes of the epoch in progress
-        self._cut = False  # whether the epoch in progress has lost its beginning
 
     @classmethod
     def over(cls, data, seed: int, mode: str = "natural", alpha: float = 0.5, join: str = "next") -> "Sampler":
@@ -133,7 +132,7 @@ class Sampler:
 
     def _close_epoch(self, epoch: int, begin: int, end: int) -> dict:
         segment = self._segments[self._segment_index(end - 1)]
-        whole = not self._cut and segment.bounds(epoch)[1] == end
+        whole = segment.bounds(epoch)[1] == end
         record = {"epoch": epoch, "start": begin, "end": end, "sum": f"{self._sum:016x}", "exact": None}
         if whole:
             expected = segment.expected_sum(epoch)
@@ -143,23 +142,20 @@ class Sampler:
                     f"audit sum is {self._sum:016x} instead of {expected:016x}; resume from an earlier checkpoint"
                 )
             record["exact"] = True
-        self._sum, self._cut = 0, False
+        self._sum = 0
         while len(self._segments) > 1 and self._segments[1].start <= self.position:
             del self._segments[0]
         return record
 
     def state_dict(self) -> dict:
         """Everything needed to go on, as plain JSON values."""
-        state = {
+        return {
             "algorithm": ALGORITHM,
             "seed": self.seed,
             "position": self.position,
             "sum": f"{self._sum:016x}",
             "segments": [_describe(segment) for segment in self._segments],
         }
-        if self._cut:
-            state["cut"] = True
-        return state
 
     def load_state_dict(self, state: dict, override: bool = False) -> None:
         """Go on from a saved state.
@@ -190,7 +186,6 @@ class Sampler:
         except (KeyError, TypeError, AttributeError) as error:
             raise StateMismatch(f"the saved state of the sampler is damaged: {error!r}") from error
         self.position, self._sum = int(state["position"]), int(state["sum"], 16)
-        self._cut = bool(state.get("cut", False))
         self._segments = segments
         self._join_plan()
 
@@ -199,7 +194,7 @@ class Sampler:
         return max((int(entry.get("epoch", 0)) for entry in state.get("segments", [])), default=0)
 
     def _restart(self, position: int, epoch: int) -> None:
-        self.position, self._sum, self._cut = position, 0, False
+        self.position, self._sum = position, 0
         self._segments = [self._begin(self.plan, position, epoch)]
 
     def _begin(self, plan: Plan, start: int, epoch: int, carried: NaturalSegment | None = None) -> Segment:

@@ -1,0 +1,175 @@
+"""From positions to batches: sorted parallel reads, flips, and prefetching in one background thread.
+
+Threads only: nothing is copied between processes, so /dev/shm is not used. Images stay uint8 until they are on the
+device.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from biggan.data.dataset import ImageData
+from biggan.data.sampler import Sampler
+from biggan.latents import flips
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_GRAIN = 32768  # elements; torch spreads larger operations over threads of its own, but ours are busy already
+_TASK_BYTES = 2**19  # of images that a reading thread takes at a time
+
+
+class RealBatch(NamedTuple):
+    """Real images, uint8 [m, 3, H, W] in channels_last memory, and their labels, int64 [m]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Loader:
+    """Real images by position: `fetch` is a pure function of (data, sampler, seed).
+
+    `threads` read and decode at the same time. With `pin`, by default if there is a CUDA device, images are read
+    straight into pinned memory.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        sampler: Sampler,
+        seed: int,
+        flip: bool,
+        *,
+        threads: int | None = None,
+        pin: bool | None = None,
+    ):
+        self.data, self.sampler, self.seed, self.flip = data, sampler, seed, flip
+        self._pin = torch.cuda.is_available() if pin is None else pin
+        self._pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), thread_name_prefix="read")
+        self._labels = torch.from_numpy(data.labels)
+
+    def fetch(self, start: int, count: int) -> RealBatch:
+        """The images at positions [start, start + count), some of them mirrored, and their labels."""
+        rows = self.sampler.rows(start, count)
+        side = self.data.resolution
+        images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=self._pin)
+        mirrored = flips(self.seed, start, count) if self.flip else np.zeros(count, dtype=bool)
+        places = np.argsort(rows, kind="stable")
+        size = max(1, _TASK_BYTES // (side * side * 3))
+        tasks = [
+            self._pool.submit(self._read, images, places[i : i + size], rows, mirrored) for i in range(0, count, size)
+        ]
+        for task in tasks:
+            task.result()
+        labels = self._labels[torch.from_numpy(rows)]
+        return RealBatch(images.permute(0, 3, 1, 2), labels.pin_memory() if self._pin else labels)
+
+    def _read(self, images: torch.Tensor, places: np.ndarray, rows: np.ndarray, mirrored: np.ndarray) -> None:
+        self.data.read_into(images.numpy(), places, rows[places])
+        for place in places[mirrored[places]].tolist():
+            _mirror(images[place])
+
+    def close(self) -> None:
+        """Stop the reading threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _mirror(image: torch.Tensor) -> None:
+    """Mirror an image [H, W, 3] in place, band by band."""
+    band = max(1, _GRAIN // (image.shape[1] * 3))
+    for rows in image.permute(2, 0, 1)[None].split(band, dim=2):
+        rows.copy_(rows.flip(3))
+
+
+class Prefetched(Iterator[T], Generic[R, T]):
+    """`fetch(request)` for each request in turn, computed ahead in one background thread.
+
+    An iterator and a context manager. An exception of the requests or of `fetch` is raised to the consumer in its
+    place in the sequence. `waited` is the time in seconds that the consumer spent waiting.
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[R],
+        fetch: Callable[[R], T],
+        depth: int = 2,
+        device: torch.device | str | None = None,
+    ):
+        if depth < 1:
+            raise ValueError(f"prefetching needs a depth of at least 1, not {depth}")
+        self._device = torch.device(device or "cpu")
+        self._ready: queue.Queue = queue.Queue()
+        self._places = threading.Semaphore(depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(requests, fetch), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def _work(self, requests: Iterable[R], fetch: Callable[[R], T]) -> None:
+        try:
+            for request in requests:
+                self._places.acquire()
+                if self._closed.is_set():
+                    return
+                self._ready.put((self._send(fetch(request)), None))
+            self._ready.put((None, StopIteration()))
+        except BaseException as error:  # the consumer raises it
+            self._ready.put((None, error))
+
+    def _send(self, item: T) -> T:
+        if self._device.type == "cpu":
+            return item
+        return _map_tensors(item, lambda t: t.pin_memory() if t.device.type == "cpu" and not t.is_pinned() else t)
+
+    def __next__(self) -> T:
+        if self._closed.is_set():
+            raise StopIteration
+        item, error = self._ready.get()
+        if error is not None:
+            self.close()
+            raise error
+        self._places.release()
+        if self._device.type != "cpu":
+            item = _map_tensors(item, lambda t: t.to(self._device, non_blocking=True))
+        return item
+
+    def close(self) -> None:
+        """Stop fetching ahead and wait for the fetch in progress."""
+        self._closed.set()
+        self._places.release()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> "Prefetched[R, T]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def prefetched(
+    requests: Iterable[R],
+    fetch: Callable[[R], T],
+    depth: int = 2,
+    device: torch.device | str | None = None,
+) -> Prefetched[R, T]:
+    """Start fetching up to `depth` requests ahead of the consumer; results arrive on `device`."""
+    return Prefetched(requests, fetch, depth, device)
+
+
+def _map_tensors(item: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Apply a function to every tensor in nested tuples, named tuples, lists and dicts."""
+    if isinstance(item, torch.Tensor):
+        return function(item)
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*(_map_tensors(value, function) for value in item))
+    if isinstance(item, tuple | list):
+        return type(item)(_map_tensors(value, function) for value in item)
+    if isinstance(item, dict):
+        return {key: _map_tensors(value, function) for key, value in item.items()}
+    return item
