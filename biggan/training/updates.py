@@ -28,7 +28,7 @@ class Abandoned(Exception):
     """Raised by a source of micro-batches to give up the update under way; nothing has changed then."""
 
 
-class RealBatch(NamedTuple):
+class DiscriminatorBatch(NamedTuple):
     """One micro-batch of a discriminator update."""
 
     images: Tensor  # real, uint8 or float [m, 3, R, R]; uint8 is scaled to [-1, 1]
@@ -37,7 +37,7 @@ class RealBatch(NamedTuple):
     fake_labels: Tensor  # int64 [m]
 
 
-class FakeBatch(NamedTuple):
+class GeneratorBatch(NamedTuple):
     """One micro-batch of a generator update."""
 
     z: Tensor  # [m, dim_z]
@@ -134,7 +134,7 @@ class Updates:
         generator.model.train()
         discriminator.model.train()
 
-    def update_discriminator(self, batches: Iterable[RealBatch], batch_size: int) -> dict[str, Tensor]:
+    def update_discriminator(self, batches: Iterable[DiscriminatorBatch], batch_size: int) -> dict[str, Tensor]:
         """One step on `batch_size` real images and as many generated ones, over all processes."""
         player = self.discriminator
         track(self.generator.model, "ignore" if self.once else "forward")
@@ -142,7 +142,7 @@ class Updates:
             logged = [self._discriminator_pass(batch, batch_size) for batch in batches]
             return self._finish(player, logged, DISCRIMINATOR_LOG, "d_grad_norm")
 
-    def update_generator(self, batches: Iterable[FakeBatch], batch_size: int, updates: int) -> dict[str, Tensor]:
+    def update_generator(self, batches: Iterable[GeneratorBatch], batch_size: int, updates: int) -> dict[str, Tensor]:
         """One step on `batch_size` latents over all processes; `updates` is this update's number, from 1."""
         player = self.generator
         track(player.model, "collect" if self.once else "forward")
@@ -155,7 +155,7 @@ class Updates:
         self.ema.update(updates)
         return result
 
-    def _discriminator_pass(self, batch: RealBatch, batch_size: int) -> Tensor:
+    def _discriminator_pass(self, batch: DiscriminatorBatch, batch_size: int) -> Tensor:
         real = to_unit_range(batch.images)
         with self.autocast():
             with torch.no_grad():
@@ -169,7 +169,7 @@ class Updates:
             saturated = [(d_real > 1).float().mean(), (d_fake < -1).float().mean()]
             return torch.stack([loss_real, loss_fake, d_real.mean(), d_fake.mean(), *saturated]) * share
 
-    def _generator_pass(self, batch: FakeBatch, batch_size: int) -> Tensor:
+    def _generator_pass(self, batch: GeneratorBatch, batch_size: int) -> Tensor:
         with self.autocast():
             scores = self.discriminator.model(self.generator.model(batch.z, batch.labels), batch.labels)
         loss = self.loss.generator(scores).mean()

@@ -1,0 +1,211 @@
+"""biggan-train (also train.py): train a model, or continue where it was."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from biggan.cli import UsageError, run_command
+from biggan.config import Config, ConfigError, load_config, preset_names
+
+WEIGHTS = Path("weights")
+DATA = Path("data")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_command(train, make_parser(), argv)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="biggan-train",
+        description="Train a class-conditional GAN. The same command line continues its run where it was.",
+        epilog=f"Presets: {', '.join(preset_names())}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config", metavar="NAME|FILE", help="a preset, or a TOML file like a run's config.toml")
+    add("--data", nargs="+", metavar="PATH", help="data set files or folders of class folders; default: data/*.h5")
+    add("--run", metavar="DIR", help="run directory; default: weights/<config>-<data>")
+    add("--fresh", action="store_true", help="start another run instead of continuing")
+    add("--set", action="append", default=[], metavar="S.KEY=V", help="override a setting, e.g. train.seed=1")
+    add("--batch-size", type=int, metavar="N", help="real images per discriminator update (train.batch_size)")
+    add("--micro-batch", type=int, metavar="N", help="images per device and pass (train.micro_batch)")
+    add("--d-accumulation", type=int, metavar="K", help="micro-batches per device in a discriminator update")
+    add("--g-accumulation", type=int, metavar="K", help="the same for the generator")
+    add("--dry-run", action="store_true", help="resolve and check everything, print it, and stop")
+    add("--audit", metavar="RUN", help="replay the recorded history of a run and report on every epoch, then stop")
+    return parser
+
+
+def train(args: argparse.Namespace) -> int:
+    if args.audit:
+        return audit(Path(args.audit))
+    config, name = resolve_config(args)
+    # Imported late, so that a mistyped setting is reported before torch has loaded.
+    from biggan.data.dataset import find_data_file, open_data
+
+    paths = [Path(p) for p in config.data.path] or [find_data_file(DATA, config.model.resolution)]
+    data = open_data(paths, resolution=config.model.resolution, weights=config.data.weights or None)
+    config = resolve_classes(config, data)
+    run = Path(args.run) if args.run else run_directory(f"{name}-{short_name(data.name, data.resolution)}", args.fresh)
+    if args.run and args.fresh and run.exists():
+        raise UsageError(f"--run {run} exists already; --fresh needs a new name")
+    if args.dry_run:
+        print(config.to_toml())
+        print(summary(config, data, run))
+        return 0
+    return start(config, data, run)
+
+
+def resolve_config(args: argparse.Namespace) -> tuple[Config, str]:
+    """The config that the command line asks for, and the name that a run of it goes by."""
+    source = args.config
+    if source is None and args.run and (Path(args.run) / "config.toml").exists():
+        source = str(Path(args.run) / "config.toml")
+    if source is None:
+        raise ConfigError(f"--config is missing; give a TOML file or one of: {', '.join(preset_names())}")
+    config = load_config(source, args.set)
+    if args.data:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=tuple(args.data)))
+    return apply_batch_flags(config, args, int(os.environ.get("WORLD_SIZE", "1"))), Path(source).stem
+
+
+def apply_batch_flags(config: Config, args: argparse.Namespace, processes: int) -> Config:
+    """batch = accumulation x micro-batch x processes: an accumulation count sets the batch, the micro-batch stays."""
+    given = {flag: getattr(args, flag) for flag in ("batch_size", "micro_batch", "d_accumulation", "g_accumulation")}
+    for flag, value in given.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {value}: it must be at least 1")
+    if args.batch_size and (args.d_accumulation or args.g_accumulation):
+        raise UsageError(
+            "--batch-size and an accumulation count say the same thing twice (batch = accumulation x micro-batch x "
+            "processes); give one of them, and --micro-batch if need be"
+        )
+    micro = args.micro_batch or config.train.micro_batch
+    changes = {"micro_batch": micro}
+    if args.batch_size:
+        changes["batch_size"] = changes["g_batch_size"] = args.batch_size
+    if args.d_accumulation:
+        changes["batch_size"] = args.d_accumulation * micro * processes
+    if args.g_accumulation:
+        changes["g_batch_size"] = args.g_accumulation * micro * processes
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def resolve_classes(config: Config, data) -> Config:
+    classes = len(data.class_names)
+    if config.model.classes not in (0, 1, classes):
+        raise ConfigError(f"model.classes = {config.model.classes}: {data.name} has {classes}; leave it at 0")
+    return config.with_model(classes=config.model.classes or classes)
+
+
+def short_name(name: str, resolution: int) -> str:
+    return name.removesuffix(f"-{resolution}")
+
+
+def run_directory(name: str, fresh: bool) -> Path:
+    """weights/<name>, or the newest of weights/<name>, <name>-2, <name>-3 ..., or with `fresh` the next of them."""
+    taken = [1] if (WEIGHTS / name).exists() else []
+    if WEIGHTS.is_dir():
+        matches = (re.fullmatch(re.escape(name) + r"-(\d+)", p.name) for p in WEIGHTS.iterdir())
+        taken += [int(m[1]) for m in matches if m and int(m[1]) > 1]
+    number = max(taken, default=0) + fresh if taken else 1
+    return WEIGHTS / (name if number == 1 else f"{name}-{number}")
+
+
+def summary(config: Config, data, run: Path) -> str:
+    counts = data.class_counts
+    train = config.train
+    return (
+        f"data   {data.name}: {len(data):,} images, {len(counts)} classes of {counts.min():,} to {counts.max():,}\n"
+        f"run    {run}\n"
+        f"batch  D {train.batch_size} and G {train.g_batch_size}, in micro-batches of {train.micro_batch}; "
+        f"{train.d_steps} D update(s) per G update; {train.images:,} images in all"
+    )
+
+
+def start(config: Config, data, run: Path) -> int:
+    from accelerate import Accelerator
+
+    from biggan.training.runlog import exclusive
+
+    accelerator = Accelerator()
+    if not accelerator.is_main_process:
+        return run_training(config, data, run, accelerator)
+    with exclusive(run):
+        return run_training(config, data, run, accelerator)
+
+
+def run_training(config: Config, data, run: Path, accelerator) -> int:
+    from biggan.sampling.sheets import SampleSheet
+    from biggan.training.checkpoint import newest_checkpoint, read_state, remove_unfinished, replace_text
+    from biggan.training.runlog import RunLog, Silent
+    from biggan.training.trainer import Trainer
+
+    say = print if accelerator.is_main_process else lambda text: None
+    checkpoint = newest_checkpoint(run, report=lambda text: say(f"warning: {text}"))
+    state = read_state(checkpoint) if checkpoint else None
+    if state:
+        check_model(config, state, checkpoint)
+    sheet = SampleSheet(config.run.sample_classes, config.run.sample_rows, config.run.standing_images, data.class_names)
+    trainer = Trainer(config, data, run, accelerator, draw=sheet)
+    if state:
+        trainer.restore(checkpoint, state)
+    if accelerator.is_main_process:
+        remove_unfinished(run)
+        replace_text(run / "config.toml", config.to_toml())
+    say(config.to_toml())
+    say(summary(config, data, run))
+    say(describe_machine(trainer))
+    if state:
+        say(f"resuming {checkpoint}: {trainer.updates:,} updates, {trainer.images_seen:,} images seen")
+    if trainer.images_seen >= config.train.images:
+        say(f"{run} is finished; to go on, raise train.images with --set train.images=N")
+        return 0
+    log = RunLog(run, config.train.images, trainer.images_seen) if accelerator.is_main_process else Silent()
+    with contextlib.closing(log):
+        log.event("start", update=trainer.updates, images_seen=trainer.images_seen, config=config.to_dict())
+        finished = trainer.train(log)
+        log.event("end" if finished else "stop", update=trainer.updates, images_seen=trainer.images_seen)
+    if finished:
+        say(f"finished: {trainer.images_seen:,} images. Pictures in {run / 'samples'}; next: sample.py --run {run}")
+    else:
+        say(f"stopped and saved at {trainer.images_seen:,} images; the same command line continues here")
+    accelerator.end_training()
+    return 0
+
+
+def check_model(config: Config, state: dict, checkpoint: Path) -> None:
+    """A run keeps its architecture."""
+    before = state["config"]["model"]
+    for key, value in config.to_dict()["model"].items():
+        if before.get(key) != value:
+            raise ConfigError(
+                f"model.{key} = {value!r}: {checkpoint} was trained with {before.get(key)!r}; a run keeps its "
+                "architecture, so set it back, or start another run with --fresh"
+            )
+
+
+def describe_machine(trainer) -> str:
+    count = {n: sum(p.numel() for p in m.parameters()) / 1e6 for n, m in trainer.models.items()}
+    return (
+        f"model  G {count['generator']:.2f} M and D {count['discriminator']:.2f} M parameters\n"
+        f"on     {trainer.processes} process(es), {trainer.device}, {trainer.precision}"
+    )
+
+
+def audit(run: Path) -> int:
+    from biggan.data.audit import audit_run
+
+    report = audit_run(run)
+    print(report)
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    main()

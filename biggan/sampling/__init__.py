@@ -1,0 +1,1 @@
+"""Sampling: latents, standing statistics, images, figures."""

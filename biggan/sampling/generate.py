@@ -1,0 +1,163 @@
+"""From a checkpoint to images: `load_generator`, `load_discriminator`, `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from biggan.config import ModelConfig, config_from_dict
+from biggan.latents import Stream, normal, uniform
+from biggan.models import build_discriminator, build_generator
+from biggan.training.checkpoint import CheckpointError, list_checkpoints, load_model, open_tensors, read_tensors
+
+Truncation = Literal["resample", "tfhub", "scale", "clamp"]
+TRUNCATION_MODES: dict[str, str] = {
+    "resample": "values of |z| > t drawn again, a normal cut off at t (BigGAN's paper)",
+    "tfhub": "t times a normal cut off at 2 (the released TF-Hub modules)",
+    "scale": "z times t (the reference trainer)",
+    "clamp": "z clamped to [-t, t]",
+}
+
+
+def truncated_latents(
+    seed: int, stream: Stream, start: int, count: int, dim: int, *, truncation: float = 1.0, mode: str = "resample"
+) -> np.ndarray:
+    """Latents at positions [start, start + count) of a stream: float32 [count, dim]; see TRUNCATION_MODES.
+
+    A truncation of 1 means none in the modes `scale` and `resample`, as in the paper's figures.
+    """
+    if not truncation > 0:
+        raise ValueError(f"truncation {truncation}: it must be positive (small values trade variety for quality)")
+    if mode not in TRUNCATION_MODES:
+        raise ValueError(f"truncation mode {mode!r}: it must be one of {', '.join(TRUNCATION_MODES)}")
+    if mode == "tfhub":
+        return np.float32(truncation) * _cut_normal(seed, stream, start, count, dim, 2.0)
+    if mode == "resample" and truncation < 1:
+        return _cut_normal(seed, stream, start, count, dim, truncation)
+    z = normal(seed, stream, start, count, dim)
+    if mode == "scale":
+        return np.float32(truncation) * z
+    return np.clip(z, -truncation, truncation) if mode == "clamp" else z
+
+
+def _cut_normal(seed: int, stream: Stream, start: int, count: int, dim: int, limit: float) -> np.ndarray:
+    """A normal of which values beyond `limit` are drawn again, by inversion: one uniform number per value, so that a
+    latent depends on its position alone and moves continuously with the limit."""
+    u = torch.from_numpy(uniform(seed, stream, start, count, dim)).double()
+    low = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
+    z = torch.special.ndtri(low + (u + 2**-25) * (1 - 2 * low))
+    return z.clamp(-limit, limit).float().numpy()
+
+
+def batch_limit(resolution: int) -> int:
+    """How many images one pass may make when nobody says: 64 at 128 px, inversely with the area."""
+    return max(1, min(256, 64 * 128**2 // resolution**2))
+
+
+def find_weights(path: Path) -> Path:
+    """The directory with the model files for a run directory (its newest checkpoint) or a checkpoint directory."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if path.is_file() or (path / "generator_ema.safetensors").exists() or (path / "generator.safetensors").exists():
+        return path
+    for checkpoint in list_checkpoints(path):
+        if (checkpoint / "state.json").exists():
+            return checkpoint
+    raise CheckpointError(f"{path} holds no checkpoint: neither a run directory nor a directory of model files")
+
+
+def load_generator(path: str | Path, ema: bool = True, device: str | torch.device = "cpu") -> nn.Module:
+    """The generator of a run, a checkpoint directory or a model file, in evaluation mode.
+
+    G(z [n, dim_z] float32, y [n] int64 or class vectors) -> images [n, 3, R, R] in (-1, 1). `G.class_names` holds the
+    names and `G.description` what else the file says of itself. Raises CheckpointError (a ValueError).
+    """
+    return _load(Path(path), "generator_ema" if ema else "generator", build_generator, device)
+
+
+def load_discriminator(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The discriminator: D(x [n, 3, R, R] in [-1, 1], y [n] int64) -> scores [n]."""
+    return _load(Path(path), "discriminator", build_discriminator, device)
+
+
+def _load(path: Path, holds: str, build, device) -> nn.Module:
+    weights = find_weights(path)
+    file = weights if weights.is_file() else weights / f"{holds}.safetensors"
+    with open_tensors(file) as (_, description):
+        pass
+    if "model" not in description:
+        raise CheckpointError(f"{file} does not say which architecture it holds; it was not written by this program")
+    config: ModelConfig = config_from_dict({"model": description["model"]}).model
+    with torch.device(device):
+        model = build(config)
+    tensors, _ = read_tensors(file)
+    load_model(model, tensors, file)
+    model.description = description
+    model.class_names = description.get("class_names") or [str(i) for i in range(max(config.classes, 1))]
+    model.source = file
+    return model.eval().requires_grad_(False)
+
+
+def class_latents(
+    generator: nn.Module, classes: Sequence[int], *, seed: int = 0, truncation: float = 1.0, mode: str = "resample"
+) -> np.ndarray:
+    """Latents float32 [n, dim_z] for a list of class ids: the k-th image of a class has the same latent whichever
+    other classes are asked for."""
+    seen: dict[int, int] = {}
+    rows = []
+    for c in classes:
+        k = seen.get(c, 0)
+        seen[c] = k + 1
+        position = (c << 32) + k
+        rows.append(
+            truncated_latents(seed, Stream.SAMPLING, position, 1, generator.dim_z, truncation=truncation, mode=mode)
+        )
+    return np.concatenate(rows) if rows else np.empty((0, generator.dim_z), np.float32)
+
+
+@torch.no_grad()
+def generate(
+    generator: nn.Module,
+    classes: Sequence[int],
+    seed: int = 0,
+    truncation: float = 1.0,
+    *,
+    mode: Truncation = "resample",
+    micro_batch: int | None = None,
+) -> np.ndarray:
+    """One image for each class id in `classes` -> uint8 [n, H, W, 3].
+
+    `micro_batch` bounds the images made in one pass. Raises ValueError for a class that the generator does not have.
+    """
+    classes = [int(c) for c in classes]
+    count = max(generator.classes, 1)
+    for c in classes:
+        if not 0 <= c < count:
+            raise ValueError(f"class {c} does not exist: this generator has {count} classes, 0 to {count - 1}")
+    z = class_latents(generator, classes, seed=seed, truncation=truncation, mode=mode)
+    return images_from_latents(generator, z, np.array(classes, np.int64), micro_batch=micro_batch)
+
+
+@torch.no_grad()
+def images_from_latents(
+    generator: nn.Module, z: np.ndarray, y: np.ndarray, *, micro_batch: int | None = None
+) -> np.ndarray:
+    """Latents [n, dim_z] and labels [n] (or class vectors [n, width]) -> uint8 [n, H, W, 3]."""
+    device = next(generator.parameters()).device
+    size = micro_batch or batch_limit(generator.resolution)
+    out = np.empty((len(z), generator.resolution, generator.resolution, 3), np.uint8)
+    for start in range(0, len(z), size):
+        part = slice(start, start + size)
+        x = generator(torch.from_numpy(z[part]).to(device), torch.from_numpy(y[part]).to(device))
+        out[part] = to_uint8(x).cpu().numpy()
+    return out
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """[n, 3, H, W] in [-1, 1] -> uint8 [n, H, W, 3], rounded to the nearest level."""
+    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,104 @@
+"""What a run leaves behind for people: its lock, its log, its curves, its progress on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class RunBusy(RuntimeError):
+    """Another process is training in the same directory."""
+
+
+@contextlib.contextmanager
+def exclusive(run: Path) -> Iterator[None]:
+    """Hold the run directory for this process alone; the lock goes with the process, however it ends."""
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise RunBusy(
+                f"{run} is being trained already, by process {owner}; wait for it, stop it, or use --run"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class RunLog:
+    """log.jsonl (one JSON object a line, only ever appended to), TensorBoard curves, and lines on the terminal.
+
+    On a terminal there is a progress bar below the lines; elsewhere just the lines.
+    """
+
+    def __init__(self, run: Path, total_images: int, images_seen: int, say: Callable[[str], None] = print):
+        self._file = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted here
+
+        self._curves = SummaryWriter(str(run / "tensorboard"))
+        self._bar = tqdm(
+            total=total_images,
+            initial=images_seen,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._say = say
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """A line that is not a measurement: start, save, epoch, stop."""
+        line = {"event": kind, "time": round(time.time(), 3), **fields}
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def measurements(self, update: int, images_seen: int, epoch: float, values: dict[str, float]) -> None:
+        """Means since the last such line, into the log, the curves and the terminal."""
+        finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+        self.event("update", update=update, images_seen=images_seen, epoch=round(epoch, 4), **finite)
+        for name, value in values.items():
+            self._curves.add_scalar(name.replace("_", "/", 1), value, images_seen)
+        self.say(
+            f"update {update:,}  images {images_seen:,}  epoch {epoch:.2f}  "
+            f"D {values['d_loss_real'] + values['d_loss_fake']:.3f} "
+            f"(real {values['d_real']:+.2f}, fake {values['d_fake']:+.2f})  "
+            f"G {values['g_loss']:+.3f}  {values['images_per_second']:.4g} images/s"
+        )
+
+    def say(self, text: str) -> None:
+        if self._bar.disable:
+            self._say(text)
+        else:
+            tqdm.write(text)
+
+    def progress(self, images_seen: int) -> None:
+        self._bar.update(images_seen - self._bar.n)
+
+    def note(self, text: str) -> None:
+        """A word behind the progress bar, for updates that take long."""
+        self._bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._curves.close()
+        self._file.close()
+
+
+class Silent:
+    """The log of a process other than the first."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
