@@ -7,6 +7,7 @@ device.
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -51,7 +52,8 @@ class Loader:
     ):
         self.data, self.sampler, self.seed, self.flip = data, sampler, seed, flip
         self._pin = torch.cuda.is_available() if pin is None else pin
-        self._pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), thread_name_prefix="read")
+        self._threads = threads or min(8, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="read")
         self._labels = torch.from_numpy(data.labels)
 
     def fetch(self, start: int, count: int) -> RealBatch:
@@ -61,7 +63,7 @@ class Loader:
         images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=self._pin)
         mirrored = flips(self.seed, start, count) if self.flip else np.zeros(count, dtype=bool)
         places = np.argsort(rows, kind="stable")
-        size = max(1, _TASK_BYTES // (side * side * 3))
+        size = max(1, min(_TASK_BYTES // (side * side * 3), -(-count // self._threads)))
         tasks = [
             self._pool.submit(self._read, images, places[i : i + size], rows, mirrored) for i in range(0, count, size)
         ]
@@ -91,7 +93,8 @@ class Prefetched(Iterator[T], Generic[R, T]):
     """`fetch(request)` for each request in turn, computed ahead in one background thread.
 
     An iterator and a context manager. An exception of the requests or of `fetch` is raised to the consumer in its
-    place in the sequence. `waited` is the time in seconds that the consumer spent waiting.
+    place in the sequence. `waited` is the time, in seconds, that the consumer has spent waiting. Results for a CUDA
+    device are copied there through pinned memory on a stream of their own, beside the consumer's computations.
     """
 
     def __init__(
@@ -103,8 +106,10 @@ class Prefetched(Iterator[T], Generic[R, T]):
     ):
         if depth < 1:
             raise ValueError(f"prefetching needs a depth of at least 1, not {depth}")
+        self.waited = 0.0
         self._device = torch.device(device or "cpu")
-        self._ready: queue.Queue = queue.Queue()
+        self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._ready: queue.Queue = queue.Queue()  # of (result, when its copy is done, exception instead of it)
         self._places = threading.Semaphore(depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(requests, fetch), name="prefetch", daemon=True)
@@ -116,34 +121,45 @@ class Prefetched(Iterator[T], Generic[R, T]):
                 self._places.acquire()
                 if self._closed.is_set():
                     return
-                self._ready.put((self._send(fetch(request)), None))
-            self._ready.put((None, StopIteration()))
-        except BaseException as error:  # the consumer raises it
-            self._ready.put((None, error))
+                self._ready.put((*self._send(fetch(request)), None))
+            self._ready.put((None, None, StopIteration()))
+        except BaseException as error:  # raised to the consumer
+            self._ready.put((None, None, error))
 
-    def _send(self, item: T) -> T:
-        if self._device.type == "cpu":
-            return item
-        return _map_tensors(item, lambda t: t.pin_memory() if t.device.type == "cpu" and not t.is_pinned() else t)
+    def _send(self, item: T) -> tuple[T, torch.cuda.Event | None]:
+        """Start copying the tensors to the device."""
+        if self._copies is None:
+            return _map_tensors(item, lambda tensor: tensor.to(self._device)), None
+        with torch.cuda.stream(self._copies):
+            item = _map_tensors(item, self._copy)
+            return item, self._copies.record_event()
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type == "cpu" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def __next__(self) -> T:
-        if self._closed.is_set():
-            raise StopIteration
-        item, error = self._ready.get()
+        began = time.perf_counter()
+        item, copied, error = self._ready.get() if not self._closed.is_set() else (None, None, StopIteration())
+        self.waited += time.perf_counter() - began
         if error is not None:
             self.close()
             raise error
         self._places.release()
-        if self._device.type != "cpu":
-            item = _map_tensors(item, lambda t: t.to(self._device, non_blocking=True))
+        if copied is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(copied)
+            _map_tensors(item, lambda tensor: tensor.record_stream(stream))
         return item
 
     def close(self) -> None:
-        """Stop fetching ahead and wait for the fetch in progress."""
+        """Stop fetching ahead, wait for the fetch in progress, and end the iteration."""
         self._closed.set()
         self._places.release()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        self._ready.put((None, None, StopIteration()))  # for a consumer that waits in another thread
 
     def __enter__(self) -> "Prefetched[R, T]":
         return self

@@ -33,6 +33,7 @@ from biggan.data.segments import NaturalSegment, Part, Plan, Population
 
 STATE_BYTES = 1000
 _CHUNK = 65536
+_KEPT_OVERRIDES = 8
 
 Segment = NaturalSegment | QuotaSegment
 
@@ -74,8 +75,11 @@ class Sampler:
         self.plan = Plan.of(parts, mode, alpha, weights)
         self.position = 0
         self._population = Population(parts, labels)
-        self._segments: list[Segment] = [self._begin(self.plan, 0, 0)]
+        # The segment in progress, and the one that follows it if a change is waiting for the end of the epoch. The
+        # prefetching thread reads this while `advance` moves on, so the tuple is replaced, never changed.
+        self._segments: tuple[Segment, ...] = (self._begin(self.plan, 0, 0),)
         self._sum = 0  # of the hashes of the epoch in progress
+        self._overrides: list[int] = []
 
     @classmethod
     def over(cls, data, seed: int, mode: str = "natural", alpha: float = 0.5, join: str = "next") -> "Sampler":
@@ -89,27 +93,26 @@ class Sampler:
 
     def rows(self, start: int, count: int) -> np.ndarray:
         """The rows at positions [start, start + count), int64 [count]; a pure function."""
-        if start < self._segments[0].start or count < 0:
-            raise ValueError(f"positions start at {self._segments[0].start} here, but {start} was asked for")
+        segments = self._segments
         pieces = []
         while count > 0:
-            index = self._segment_index(start)
-            end = self._segment_end(index)
+            segment, end = _segment_at(segments, start)
             size = min(count, _CHUNK, end - start)
-            pieces.append(self._segments[index].rows(np.arange(start, start + size, dtype=np.int64)))
+            pieces.append(segment.rows(np.arange(start, start + size, dtype=np.int64)))
             start, count = start + size, count - size
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
     def epoch(self, position: int) -> int:
         """The number of the epoch that a position lies in."""
-        return self._segments[self._segment_index(position)].epoch(position)
+        return _segment_at(self._segments, position)[0].epoch(position)
 
     def epoch_bounds(self, epoch: int) -> tuple[int, int]:
         """First position of an epoch and of the next one, from the segment in progress on."""
-        for index, segment in enumerate(self._segments):
+        for segment in self._segments:
             begin, end = segment.bounds(epoch)
-            if epoch >= segment.first_epoch and begin < self._segment_end(index):
-                return begin, min(end, self._segment_end(index))
+            segment_end = _segment_at(self._segments, segment.start)[1]
+            if epoch >= segment.first_epoch and begin < segment_end:
+                return begin, int(min(end, segment_end))
         raise ValueError(f"epoch {epoch} belongs to an earlier part of the run than this sampler knows")
 
     def advance(self, count: int) -> list[dict]:
@@ -131,7 +134,7 @@ class Sampler:
         return records
 
     def _close_epoch(self, epoch: int, begin: int, end: int) -> dict:
-        segment = self._segments[self._segment_index(end - 1)]
+        segment, _ = _segment_at(self._segments, end - 1)
         whole = segment.bounds(epoch)[1] == end
         record = {"epoch": epoch, "start": begin, "end": end, "sum": f"{self._sum:016x}", "exact": None}
         if whole:
@@ -143,59 +146,70 @@ class Sampler:
                 )
             record["exact"] = True
         self._sum = 0
-        while len(self._segments) > 1 and self._segments[1].start <= self.position:
-            del self._segments[0]
+        if self._segments[-1].start <= self.position:
+            self._segments = self._segments[-1:]
         return record
 
     def state_dict(self) -> dict:
         """Everything needed to go on, as plain JSON values."""
-        return {
+        state = {
             "algorithm": ALGORITHM,
             "seed": self.seed,
             "position": self.position,
+            "epoch": self.epoch(self.position),
             "sum": f"{self._sum:016x}",
             "segments": [_describe(segment) for segment in self._segments],
         }
+        if self._overrides:
+            state["overrides"] = self._overrides
+        return state
 
-    def load_state_dict(self, state: dict, override: bool = False) -> None:
-        """Go on from a saved state.
+    def load_state_dict(self, state: dict, override: bool = False) -> str | None:
+        """Go on from a saved state. Returns a sentence if something changes, and from which position on, or None.
 
         Raises `StateMismatch` if the algorithm, the seed or the data are others than those of the state, except that
-        data sets may have grown, or been added at the end. With `override`, a new segment then begins at once and
-        the epoch in progress stays incomplete.
+        data sets may have grown, or been added at the end. With `override`, a new segment then begins at once, the
+        epoch in progress stays incomplete, and the position is kept in the state's "overrides".
         """
         try:
-            if state["algorithm"] != ALGORITHM:
-                raise StateMismatch(
-                    f"the saved run used image order {state['algorithm']}, this program makes order {ALGORITHM}; "
-                    "resume with the version that began the run, or override to start another order here"
-                )
-            if state["seed"] != self.seed:
-                raise StateMismatch(
-                    f"the saved run has seed {state['seed']}, but the seed is now {self.seed}; set it back, or "
-                    "override to start another order here"
-                )
-            segments: list[Segment] = []
-            for entry in state["segments"]:
-                segments.append(self._restore(entry))
-        except StateMismatch:
-            if not override:
-                raise
-            self._restart(int(state["position"]), self._last_epoch(state) + 1)
-            return
-        except (KeyError, TypeError, AttributeError) as error:
+            position, epoch, audit_sum = int(state["position"]), int(state["epoch"]), int(state["sum"], 16)
+            overrides = [int(p) for p in state.get("overrides", ())]
+            problem = self._mismatch(state)
+            if problem is None:
+                segments = tuple(self._restore(entry) for entry in state["segments"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateMismatch(f"the saved state of the sampler is damaged: {error!r}") from error
-        self.position, self._sum = int(state["position"]), int(state["sum"], 16)
-        self._segments = segments
-        self._join_plan()
+        if problem and not override:
+            raise StateMismatch(f"{problem}, or override to begin another order here")
+        self.position = position
+        if problem:
+            self._sum, self._overrides = 0, [*overrides, position][-_KEPT_OVERRIDES:]
+            self._segments = (self._begin(self.plan, position, epoch + 1),)
+            return f"overridden at image {position:,}, whose epoch {epoch} stays incomplete: {problem}"
+        self._sum, self._overrides, self._segments = audit_sum, overrides, segments
+        return self._join_plan(epoch)
 
-    @staticmethod
-    def _last_epoch(state: dict) -> int:
-        return max((int(entry.get("epoch", 0)) for entry in state.get("segments", [])), default=0)
-
-    def _restart(self, position: int, epoch: int) -> None:
-        self.position, self._sum = position, 0
-        self._segments = [self._begin(self.plan, position, epoch)]
+    def _mismatch(self, state: dict) -> str | None:
+        """Why a state cannot be continued, as the beginning of a sentence, or None."""
+        if state["algorithm"] != ALGORITHM:
+            return (
+                f"the run was made with image order {state['algorithm']}, but this version makes order {ALGORITHM}: "
+                "resume it with the version that began it"
+            )
+        if state["seed"] != self.seed:
+            return f"the run has seed {state['seed']}, but the seed is now {self.seed}: set it back"
+        parts = self._population.parts
+        for index, (rows, fingerprint) in enumerate(state["segments"][-1]["sets"]):
+            if index >= len(parts):
+                return f"the run had {len(state['segments'][-1]['sets'])} data sets, now there are {len(parts)}"
+            part = parts[index]
+            if not part.extends(rows, fingerprint):
+                return (
+                    f"data set {index + 1} is neither the one that the run was trained on nor one that grew from it "
+                    f"(then {rows:,} images, fingerprint {fingerprint[:12]}; now {part.rows:,}, "
+                    f"{part.fingerprint[:12]}): put the old one back"
+                )
+        return None
 
     def _begin(self, plan: Plan, start: int, epoch: int, carried: NaturalSegment | None = None) -> Segment:
         if plan.in_quotas:
@@ -203,58 +217,49 @@ class Sampler:
         return NaturalSegment(self._population, plan, self.seed, start, epoch, carried)
 
     def _restore(self, entry: dict) -> Segment:
-        plan = Plan.from_json(entry)
-        parts = self._population.parts
-        for index, (rows, fingerprint) in enumerate(plan.sets):
-            if index >= len(parts) or not parts[index].extends(rows, fingerprint):
-                now = f"{parts[index].rows} rows, {parts[index].fingerprint[:12]}" if index < len(parts) else "gone"
-                raise StateMismatch(
-                    f"data set {index + 1} is not the one the run was trained on nor one that grew from it (then "
-                    f"{rows} rows, fingerprint {fingerprint[:12]}; now {now}); put the old file back, or override "
-                    "to go on with the new one from here"
-                )
         carried = self._restore(entry["carried"]) if "carried" in entry else None
-        return self._begin(plan, int(entry["start"]), int(entry["epoch"]), carried)
+        return self._begin(Plan.from_json(entry), int(entry["start"]), int(entry["epoch"]), carried)
 
-    def _join_plan(self) -> None:
+    def _join_plan(self, epoch: int) -> str | None:
         """Let a plan that differs from that of the restored state come into force."""
-        index = self._segment_index(self.position)
-        if self._segments[-1].plan == self.plan:
-            return
-        del self._segments[index + 1 :]  # planned, but superseded before they began
-        current = self._segments[index]
-        if current.plan == self.plan:
-            return
-        epoch = current.epoch(self.position)
+        current, _ = _segment_at(self._segments, self.position)
+        if self._segments[-1].plan != self.plan:
+            self._segments = (current,) if current.plan == self.plan else self._change(current, epoch)
+        if len(self._segments) == 1 and self._segments[0] is current:
+            return None
+        start = self._segments[-1].start
+        when = "now" if start <= self.position else f"from image {start:,} on"
+        return f"the sampling changes {when}: {current.plan} -> {self.plan}"
+
+    def _change(self, current: Segment, epoch: int) -> tuple[Segment, ...]:
+        """The segments from here on, if the plan changes in the given epoch of the current one."""
         begin, end = current.bounds(epoch)
         if self.position == begin:
-            self._segments = [self._begin(self.plan, begin, epoch)]
-        elif self.join == "current" and not current.plan.in_quotas and self._grown_from(current.plan):
-            self._segments = [self._begin(self.plan, self.position, epoch, current)]
-            if len(json.dumps(self.state_dict())) >= STATE_BYTES:  # it grew again and again within one epoch
-                self._segments = [current, self._begin(self.plan, end, epoch + 1)]
-        elif self.join == "current":
+            return (self._begin(self.plan, begin, epoch),)
+        waiting = current, self._begin(self.plan, end, epoch + 1)
+        if self.join == "next":
+            return waiting
+        if current.plan.in_quotas or self.plan.in_quotas:
             cut = current.change_point(self.position)
-            ended = current.epoch(cut) != epoch
-            self._segments = [current, self._begin(self.plan, cut, epoch + 1)]
-            if cut == self.position:
-                self._segments = self._segments[1:]
-                self._sum = 0
-            assert ended or cut < end
-        else:
-            self._segments = [current, self._begin(self.plan, end, epoch + 1)]
+            changed = self._begin(self.plan, cut, epoch + 1)
+            if cut > self.position:
+                return current, changed
+            self._sum = 0
+            return (changed,)
+        joined = self._begin(self.plan, self.position, epoch, current)
+        # One that grew again and again within an epoch would make a long state; then it waits for the next epoch.
+        room = STATE_BYTES - len(json.dumps(self.state_dict()))
+        return (joined,) if len(json.dumps(_describe(joined))) - len(json.dumps(_describe(current))) < room else waiting
 
-    def _grown_from(self, plan: Plan) -> bool:
-        return self.plan.mode == plan.mode and not self.plan.in_quotas
 
-    def _segment_index(self, position: int) -> int:
-        index = len(self._segments) - 1
-        while index > 0 and self._segments[index].start > position:
-            index -= 1
-        return index
-
-    def _segment_end(self, index: int) -> float:
-        return self._segments[index + 1].start if index + 1 < len(self._segments) else math.inf
+def _segment_at(segments: tuple[Segment, ...], position: int) -> tuple[Segment, float]:
+    """The segment that a position lies in, and where that ends."""
+    end = math.inf
+    for segment in reversed(segments):
+        if segment.start <= position:
+            return segment, end
+        end = segment.start
+    raise ValueError(f"position {position} lies before {segments[0].start}, where the sampler's memory begins")
 
 
 def _describe(segment: Segment) -> dict:

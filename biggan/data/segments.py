@@ -17,6 +17,7 @@ import numpy as np
 from biggan.data.order import Order
 
 MODES = ("natural", "balanced", "tempered")
+_FIXED_ALPHA = {"natural": 1.0, "balanced": 0.0}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FINGERPRINT_DIGITS = 32  # of 64: enough to tell files apart, and states stay small
 _NATURAL_STREAM, _CARRY_STREAM = 0, 1
@@ -61,7 +62,7 @@ class Plan:
     @classmethod
     def of(cls, parts: tuple[Part, ...], mode: str, alpha: float, weights: tuple[float, ...] | None) -> "Plan":
         """The plan for data sets as they are now; alpha counts in the mode "tempered" only."""
-        alpha = {"natural": 1.0, "balanced": 0.0}.get(mode, float(alpha))
+        alpha = _FIXED_ALPHA.get(mode, float(alpha))
         weights = tuple(float(w) for w in weights or (1.0,) * len(parts))
         return cls(mode, alpha, tuple((part.rows, _short(part.fingerprint)) for part in parts), weights)
 
@@ -74,6 +75,14 @@ class Plan:
         """Whether images are drawn by quotas; otherwise each is drawn once per epoch."""
         return self.mode != "natural" or len(set(self.weights)) > 1
 
+    def __str__(self) -> str:
+        how = f"tempered({self.alpha:g})" if self.mode == "tempered" else self.mode
+        sets = " + ".join(
+            f"{rows:,}" + (f" x {weight:g}" if self.in_quotas and weight != 1 else "")
+            for (rows, _), weight in zip(self.sets, self.weights, strict=True)
+        )
+        return f"{how} over {sets} images"
+
     def to_json(self) -> dict:
         data = {"mode": self.mode, "sets": [list(entry) for entry in self.sets]}
         if self.mode == "tempered":
@@ -85,7 +94,7 @@ class Plan:
     @classmethod
     def from_json(cls, data: dict) -> "Plan":
         sets = tuple((int(rows), str(fingerprint)) for rows, fingerprint in data["sets"])
-        alpha = {"natural": 1.0, "balanced": 0.0}.get(data["mode"]) if "alpha" not in data else data["alpha"]
+        alpha = _FIXED_ALPHA.get(data["mode"], data.get("alpha"))
         return cls(data["mode"], alpha, sets, tuple(data.get("weights", (1.0,) * len(sets))))
 
 
@@ -115,7 +124,9 @@ class Population:
 
     def hashes(self, rows: np.ndarray) -> np.ndarray:
         """A 64-bit hash of each row that growth does not change: SplitMix64 of (data set, row in it)."""
-        owner = np.searchsorted(self.offsets[1:], rows, side="right")
+        owner = np.zeros(1, dtype=np.int64)
+        if len(self.parts) > 1:
+            owner = np.searchsorted(self.offsets[1:], rows, side="right")
         h = (rows - self.offsets[owner]).astype(np.uint64) + (owner.astype(np.uint64) << np.uint64(48))
         h = (h + np.uint64(1)) * _GOLDEN
         h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
