@@ -71,26 +71,24 @@ def list_zip(path: Path, reader: ArchiveReader, label_file: str) -> Listing:
     """The class folders of a zip file, or the images that the label file at its top gives a class to."""
     problems: list[Problem] = []
     files = []
+    changed = path.stat().st_mtime_ns
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.flag_bits & 1:
                     problems.append(Problem(info.filename, "encrypted"))
                 elif not info.is_dir():
-                    files.append(ImageFile(info.filename, "", info.file_size, 0, info.filename))
+                    files.append(ImageFile(info.filename, "", info.file_size, changed, info.filename))
             labels = read_label_file(archive.read(label_file)) if label_file in archive.namelist() else None
     except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(f"{path} is not a readable zip file: {error}.") from error
     if labels is None:
         return _as_classes(path, files, problems, reader)
-    known = {file.path: file for file in without_repeats(files, problems)}
+    known = {file.path: file for file in without_repeats(files, problems) if file.path != label_file}
     problems += [Problem(name, f"in {label_file}, but not in the archive") for name in labels if name not in known]
-    problems += [
-        Problem(name, f"has no label in {label_file}") for name in known if name not in labels | {label_file: ""}
-    ]
-    return Listing(
-        [known[name]._replace(class_name=label) for name, label in labels.items() if name in known], problems
-    )
+    problems += [Problem(name, f"has no label in {label_file}") for name in known if name not in labels]
+    labelled = [known[name]._replace(class_name=label) for name, label in labels.items() if name in known]
+    return Listing(labelled, problems)
 
 
 def list_tar(path: Path, reader: ArchiveReader) -> Listing:
@@ -98,7 +96,8 @@ def list_tar(path: Path, reader: ArchiveReader) -> Listing:
     problems: list[Problem] = []
     try:
         with tarfile.open(path, "r:") as archive:
-            files = list(_tar_members(archive, problems))
+            changed = path.stat().st_mtime_ns
+            files = [file._replace(modified=changed) for file in _tar_members(archive, problems)]
     except tarfile.TarError as error:
         if path.suffix.lower() != ".tar":
             advice = "its images cannot be reached one by one: unpack it, or pass it uncompressed"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from data_tools.images import looks_like_image
 
 IMAGE_SUFFIXES = frozenset(
-    (".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo")
-    + (".apng", ".png", ".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp")
+    {".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"}
+    | {".apng", ".png", ".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"}
 )
 IGNORED_NAMES = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "lost+found"})
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "images", "data"})

@@ -16,8 +16,9 @@ from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps
 
 FILTERS = ("lanczos", "bicubic", "bilinear", "hamming", "box", "nearest")
 CROPS = ("center", "top", "pad", "none")
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
-MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow's own threshold for a suspected decompression bombMAX_FILE_BYTES = 2**30
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow's own threshold for a suspected decompression bomb
+MAX_FILE_BYTES = 2**30
 
 # `open_picture` refuses what Pillow would only warn of.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -38,6 +38,8 @@ def read_list(path: Path) -> dict[str, str]:
     rows = _json_lines(path, text) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_lines(path, text)
     labels: dict[str, str] = {}
     for number, name, label in rows:
+        if "\0" in name + label or not (name + label).isprintable():
+            raise SourceError(f"{path}, line {number}: {name!r} or {label!r} holds characters that no name can hold.")
         label = class_name_of(label)
         if labels.setdefault(name, label) != label:
             raise SourceError(f"{path}, line {number}: {name} is of class {label!r} here and {labels[name]!r} before.")

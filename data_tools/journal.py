@@ -1,0 +1,181 @@
+"""The working folder of a build: image bytes and a journal of what became of each file, so that a build can go on.
+
+    <out>.partial/plan.json      what is being built; another plan starts afresh
+    <out>.partial/images         stored bytes of the images so far, from the plan's offset on
+    <out>.partial/journal.jsonl  a line per file that has been dealt with, in order
+
+Image bytes reach the disk before the lines that vouch for them, so that neither a killed process nor a power failure
+leaves a line without its image.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from data_tools.processing import Outcome
+
+SYNC_SECONDS = 2.0
+SYNC_BYTES = 128 * 2**20
+
+
+class BusyError(RuntimeError):
+    """Another process is building the same file."""
+
+
+@dataclass
+class Ledger:
+    """What became of the files so far, one entry per stored image, in compact columns."""
+
+    files: array = field(default_factory=lambda: array("q"))  # index into the plan's files
+    lengths: array = field(default_factory=lambda: array("q"))  # stored bytes
+    widths: array = field(default_factory=lambda: array("i"))
+    heights: array = field(default_factory=lambda: array("i"))
+    sides: array = field(default_factory=lambda: array("i"))
+    digests: bytearray = field(default_factory=bytearray)
+    skipped: list[tuple[int, str]] = field(default_factory=list)  # (index into the plan's files, reason)
+    remarks: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """Files that have been dealt with."""
+        return len(self.files) + len(self.skipped)
+
+    def add(self, outcome: Outcome, length: int) -> None:
+        """Enter what became of the next file."""
+        index = self.done
+        if outcome.reason:
+            self.skipped.append((index, outcome.reason))
+            return
+        self.files.append(index)
+        self.lengths.append(length)
+        self.widths.append(outcome.width)
+        self.heights.append(outcome.height)
+        self.sides.append(outcome.side)
+        self.digests += outcome.digest
+        self.remarks += [(index, remark) for remark in outcome.remarks]
+
+
+class Workspace:
+    """The working folder of one build, locked against a second process. Use as a context manager."""
+
+    def __init__(self, out: Path):
+        self.folder = out.with_name(out.name + ".partial")
+        self.images = self.folder / "images"
+        self.journal = self.folder / "journal.jsonl"
+        self.ledger = Ledger()
+
+    def __enter__(self) -> "Workspace":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise BusyError(f"another build is writing {self.folder}; wait for it or stop it.") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def matches(self, plan: dict) -> bool:
+        """Whether the folder holds the beginnings of this very plan."""
+        try:
+            return json.loads((self.folder / "plan.json").read_text()) == plan
+        except (OSError, ValueError):
+            return False
+
+    def clear(self) -> bool:
+        """Empty the folder but for the lock; whether there was work in it."""
+        worked = self.journal.exists()
+        for entry in self.folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != "lock":
+                entry.unlink()
+        return worked
+
+    def begin(self, plan: dict) -> None:
+        """Record the plan, once everything that precedes the first image is in place."""
+        temporary = self.folder / "plan.json.tmp"
+        temporary.write_text(json.dumps(plan))
+        os.replace(temporary, self.folder / "plan.json")
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder)
+
+    def resume(self, offset: int) -> None:
+        """Read the journal up to its last whole line whose image is there, and cut both files to that point."""
+        available = self.images.stat().st_size - offset if self.images.exists() else 0
+        whole = used = 0
+        if self.journal.exists():
+            with open(self.journal, "rb") as lines:
+                for line in lines:
+                    entry = _parse(line)
+                    if entry is None or used + entry[1] > available:
+                        break
+                    self.ledger.add(*entry)
+                    used += entry[1]
+                    whole += len(line)
+        for path, length in ((self.images, offset + used), (self.journal, whole)):
+            with open(path, "ab") as file:
+                file.truncate(length)
+
+    def record(self, outcomes: Iterable[Outcome], progress: Callable[[Outcome], None]) -> None:
+        """Store outcomes as they come; `progress` is called with each."""
+        pending: list[bytes] = []
+        written, synced = 0, time.monotonic()
+        with open(self.images, "r+b", buffering=2**20) as images, open(self.journal, "ab") as journal:
+            images.seek(0, os.SEEK_END)
+            try:
+                for outcome in outcomes:
+                    images.write(outcome.stored)
+                    self.ledger.add(outcome, len(outcome.stored))
+                    pending.append(_line(outcome))
+                    written += len(outcome.stored)
+                    progress(outcome)
+                    if written > SYNC_BYTES or time.monotonic() - synced > SYNC_SECONDS:
+                        _sync(images, journal, pending)
+                        written, synced = 0, time.monotonic()
+            finally:
+                _sync(images, journal, pending)
+
+
+def _sync(images: BinaryIO, journal: BinaryIO, pending: list[bytes]) -> None:
+    images.flush()
+    os.fsync(images.fileno())
+    journal.write(b"".join(pending))
+    journal.flush()
+    pending.clear()
+
+
+def _line(outcome: Outcome) -> bytes:
+    if outcome.reason:
+        entry: dict = {"skip": outcome.reason}
+    else:
+        entry = {"digest": outcome.digest.hex(), "bytes": len(outcome.stored)}
+        entry["source"] = [outcome.width, outcome.height, outcome.side]
+        if outcome.remarks:
+            entry["remarks"] = outcome.remarks
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def _parse(line: bytes) -> tuple[Outcome, int] | None:
+    """The outcome (without its image) and the number of its stored bytes, or None for a torn line."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+        if entry is None:
+            return None
+        if "skip" in entry:
+            return Outcome(reason=entry["skip"]), 0
+        digest, remarks = bytes.fromhex(entry["digest"]), tuple(entry.get("remarks", ()))
+        return Outcome(b"", digest, *entry["source"], remarks), entry["bytes"]
+    except (ValueError, KeyError, TypeError):
+        return None

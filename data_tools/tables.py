@@ -1,0 +1,80 @@
+"""What build-dataset prints: class tables, summaries and the next command."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_tools.folders import Problem
+from data_tools.schema import Layout
+
+PRESET_SIZES = (32, 64, 128, 256, 512)
+WHOLE_TABLE = 24  # classes; of more, the ends of the table are shown
+END_ROWS = 8
+BAR = 24  # characters
+
+
+def class_table(names: Sequence[str], counts: Sequence[int]) -> str:
+    """Id, name, image count and a bar for each class, largest first; of many classes, the largest and the smallest."""
+    order = sorted(range(len(names)), key=lambda index: (-counts[index], index))
+    largest = max(1, max(counts, default=1))
+    width = max((len(names[index]) for index in order), default=4)
+    width, digits = min(max(width, 5), 40), len(f"{largest:,}")
+    lines = [f"{'id':>6}  {'class':<{width}}  {'images':>{max(6, digits)}}"]
+    for position, index in enumerate(order):
+        if len(order) > WHOLE_TABLE and position == END_ROWS:
+            lines.append(f"{'...':>6}  ({len(order) - 2 * END_ROWS:,} more classes)")
+        if len(order) <= WHOLE_TABLE or not END_ROWS <= position < len(order) - END_ROWS:
+            name = names[index] if len(names[index]) <= width else names[index][: width - 1] + "…"
+            bar = "▇" * max(1, round(BAR * counts[index] / largest)) if counts[index] else ""
+            lines.append(f"{index:>6}  {name:<{width}}  {counts[index]:>{max(6, digits)},}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def problem_lines(problems: Sequence[Problem], where: str) -> list[str]:
+    """Left-out files: how many for each kind of reason, then the first few by name."""
+    if not problems:
+        return []
+    kinds = Counter(problem.reason.split(":")[0].split(" of ")[0] for problem in problems)
+    parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(6))
+    lines = [f"{len(problems):,} {_files(len(problems))} left out: {parts}"]
+    lines += [f"    {problem.path}: {problem.reason}" for problem in problems[:5]]
+    if len(problems) > 5:
+        lines.append(f"    ... and {len(problems) - 5:,} more{where}")
+    return lines
+
+
+def _files(count: int) -> str:
+    return "file" if count == 1 else "files"
+
+
+def describe(layout: Layout) -> str:
+    """One line about a data file."""
+    header = layout.header
+    classes = "class" if header.classes == 1 else "classes"
+    size = layout.path.stat().st_size
+    return (
+        f"{layout.path}: {header.images:,} images, {header.classes:,} {classes}, {header.size} x {header.size} px, "
+        f"{header.store}, {byte_count(size)}, fingerprint {header.fingerprint[:12]}"
+    )
+
+
+def byte_count(size: int) -> str:
+    """A number of bytes for people."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def next_command(layout: Layout) -> str:
+    """What to type after building this file."""
+    size = layout.header.size
+    nearest = min(PRESET_SIZES, key=lambda preset: (abs(preset - size), preset))
+    if nearest != size:
+        sizes = ", ".join(map(str, PRESET_SIZES))
+        return f"presets exist for {sizes} px; to train, build it again with --size {nearest}"
+    preset = f"deep{size}" if size > 32 else "digits32" if layout.header.images < 10_000 else "biggan32"
+    default = layout.path.parent.resolve() == (Path.cwd() / "data")
+    return f"next: train.py --config {preset}" + ("" if default else f" --data {layout.path}")
