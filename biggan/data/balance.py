@@ -92,6 +92,10 @@ class QuotaSegment:
             times[here] = ranks[places[here]] + block * self.quotas[strata[here]]
         return self._draw(strata, times)
 
+    def members(self) -> list[np.ndarray]:
+        """The rows of each stratum."""
+        return np.split(self.population.now(self.plan, self._rows), self._firsts[1:])
+
     def _draw(self, strata: np.ndarray, times: np.ndarray) -> np.ndarray:
         """The row that each stratum yields the t-th time it is drawn."""
         by_stratum = np.argsort(strata, kind="stable")

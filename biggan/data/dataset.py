@@ -8,6 +8,7 @@ map: it is as fast from the page cache, and a file that is cut short or lost whi
 it, where a memory map would end the process with a bus error.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,11 +32,19 @@ class ImageData:
 
     Attributes: `name`; `resolution` in pixels; `labels` int64 [N]; `class_names`; `fingerprint`, which changes with
     any label, name or pixel; `parts` and `weights`, which describe the data sets it is joined from to a `Sampler`;
-    `problems`, a sentence on each file that was left out.
+    `paths`, absolute, of these; `problems`, a sentence on each file that was left out.
     """
 
-    def __init__(self, name: str, resolution: int, labels: np.ndarray, class_names: list[str], parts: tuple[Part, ...]):
-        self.name, self.resolution = name, resolution
+    def __init__(
+        self,
+        name: str,
+        resolution: int,
+        labels: np.ndarray,
+        class_names: list[str],
+        parts: tuple[Part, ...],
+        paths: tuple[str, ...],
+    ):
+        self.name, self.resolution, self.paths = name, resolution, paths
         self.labels, self.class_names = labels, class_names
         self.parts, self.weights = parts, (1.0,) * len(parts)
         self.fingerprint = parts[0].fingerprint
@@ -94,7 +103,8 @@ class _FileData(ImageData):
     def __init__(self, layout: schema.Layout):
         generations = [(g.rows, g.fingerprint) for g in layout.generations]
         part = Part(*generations[-1], tuple(generations[:-1]))
-        super().__init__(layout.path.stem, layout.header.size, layout.labels, layout.class_names, (part,))
+        paths = (str(layout.path.resolve()),)
+        super().__init__(layout.path.stem, layout.header.size, layout.labels, layout.class_names, (part,), paths)
         self.path = layout.path
         self._watch = _Watch(layout.path)
 
@@ -182,7 +192,8 @@ class FolderData(ImageData):
         digests = np.frombuffer(b"".join(results[i] for i in good), dtype=np.uint8).reshape(-1, schema.DIGEST_BYTES)
         marks = [(len(good), len(names))]
         fingerprint = schema.fingerprints(resolution, "raw", labels, digests, names, marks)[0]
-        super().__init__(root.resolve().name, resolution, labels, names, (Part(len(good), fingerprint),))
+        part = Part(len(good), fingerprint)
+        super().__init__(root.resolve().name, resolution, labels, names, (part,), (str(root.resolve()),))
         self.problems = [f"{problem.path}: {problem.reason}" for problem in listing.problems]
         self.problems += [result for result in results if isinstance(result, str)]
 
@@ -220,9 +231,10 @@ class JoinedData(ImageData):
         labels = [np.array([ids[name] for name in member.class_names])[member.labels] for member in members]
         parts = tuple(part for member in members for part in member.parts)
         label = " + ".join(member.name for member in members)
-        super().__init__(label, members[0].resolution, np.concatenate(labels), names, parts)
+        paths = tuple(path for member in members for path in member.paths)
+        super().__init__(label, members[0].resolution, np.concatenate(labels), names, parts, paths)
         self.weights = tuple(float(weight) for weight in weights)
-        self.fingerprint = "+".join(part.fingerprint for part in parts)
+        self.fingerprint = hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
         self.problems = [problem for member in members for problem in member.problems]
         self._members = list(members)
         self._ends = np.cumsum([len(member) for member in members])

@@ -96,7 +96,7 @@ class Sampler:
         segments = self._segments
         pieces = []
         while count > 0:
-            segment, end = _segment_at(segments, start)
+            segment, end = segment_at(segments, start)
             size = min(count, _CHUNK, end - start)
             pieces.append(segment.rows(np.arange(start, start + size, dtype=np.int64)))
             start, count = start + size, count - size
@@ -104,13 +104,13 @@ class Sampler:
 
     def epoch(self, position: int) -> int:
         """The number of the epoch that a position lies in."""
-        return _segment_at(self._segments, position)[0].epoch(position)
+        return segment_at(self._segments, position)[0].epoch(position)
 
     def epoch_bounds(self, epoch: int) -> tuple[int, int]:
         """First position of an epoch and of the next one, from the segment in progress on."""
         for segment in self._segments:
             begin, end = segment.bounds(epoch)
-            segment_end = _segment_at(self._segments, segment.start)[1]
+            segment_end = segment_at(self._segments, segment.start)[1]
             if epoch >= segment.first_epoch and begin < segment_end:
                 return begin, int(min(end, segment_end))
         raise ValueError(f"epoch {epoch} belongs to an earlier part of the run than this sampler knows")
@@ -134,7 +134,7 @@ class Sampler:
         return records
 
     def _close_epoch(self, epoch: int, begin: int, end: int) -> dict:
-        segment, _ = _segment_at(self._segments, end - 1)
+        segment, _ = segment_at(self._segments, end - 1)
         whole = segment.bounds(epoch)[1] == end
         record = {"epoch": epoch, "start": begin, "end": end, "sum": f"{self._sum:016x}", "exact": None}
         if whole:
@@ -176,7 +176,7 @@ class Sampler:
             overrides = [int(p) for p in state.get("overrides", ())]
             problem = self._mismatch(state)
             if problem is None:
-                segments = tuple(self._restore(entry) for entry in state["segments"])
+                segments = restore_segments(self._population, state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateMismatch(f"the saved state of the sampler is damaged: {error!r}") from error
         if problem and not override:
@@ -212,17 +212,11 @@ class Sampler:
         return None
 
     def _begin(self, plan: Plan, start: int, epoch: int, carried: NaturalSegment | None = None) -> Segment:
-        if plan.in_quotas:
-            return QuotaSegment(self._population, plan, self.seed, start, epoch)
-        return NaturalSegment(self._population, plan, self.seed, start, epoch, carried)
-
-    def _restore(self, entry: dict) -> Segment:
-        carried = self._restore(entry["carried"]) if "carried" in entry else None
-        return self._begin(Plan.from_json(entry), int(entry["start"]), int(entry["epoch"]), carried)
+        return begin_segment(self._population, plan, self.seed, start, epoch, carried)
 
     def _join_plan(self, epoch: int) -> str | None:
         """Let a plan that differs from that of the restored state come into force."""
-        current, _ = _segment_at(self._segments, self.position)
+        current, _ = segment_at(self._segments, self.position)
         if self._segments[-1].plan != self.plan:
             self._segments = (current,) if current.plan == self.plan else self._change(current, epoch)
         if len(self._segments) == 1 and self._segments[0] is current:
@@ -252,7 +246,32 @@ class Sampler:
         return (joined,) if len(json.dumps(_describe(joined))) - len(json.dumps(_describe(current))) < room else waiting
 
 
-def _segment_at(segments: tuple[Segment, ...], position: int) -> tuple[Segment, float]:
+def begin_segment(
+    population: Population,
+    plan: Plan,
+    seed: int,
+    start: int,
+    epoch: int,
+    carried: NaturalSegment | None = None,
+) -> Segment:
+    """The segment in which `plan` is in force from `start` on."""
+    if plan.in_quotas:
+        return QuotaSegment(population, plan, seed, start, epoch)
+    return NaturalSegment(population, plan, seed, start, epoch, carried)
+
+
+def restore_segments(population: Population, state: dict) -> tuple[Segment, ...]:
+    """The segments that a saved state describes, over the rows there are now."""
+
+    def restore(entry: dict) -> Segment:
+        carried = restore(entry["carried"]) if "carried" in entry else None
+        plan = Plan.from_json(entry)
+        return begin_segment(population, plan, state["seed"], int(entry["start"]), int(entry["epoch"]), carried)
+
+    return tuple(restore(entry) for entry in state["segments"])
+
+
+def segment_at(segments: tuple[Segment, ...], position: int) -> tuple[Segment, float]:
     """The segment that a position lies in, and where that ends."""
     end = math.inf
     for segment in reversed(segments):
