@@ -69,7 +69,7 @@ def _add_image_options(add: Callable) -> None:
 def _add_class_options(add: Callable) -> None:
     add("--merge", type=Path, metavar="FILE", help="TOML or CSV of alias and class: files of alias count as of class")
     add(
-        "--exclude", action="append", default=[], metavar="CLASS", help="a class to leave out, or a pattern; repeatable"
+        "--exclude", action="append", default=[], metavar="CLASS", help="a class or pattern to leave out; repeatable"
     )
     add("--min-images", type=_positive, default=1, metavar="N", help="leave out classes with fewer images")
     add("--max-classes", type=_positive, metavar="N", help="use only the largest N classes")

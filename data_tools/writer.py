@@ -76,7 +76,9 @@ def _create(path: Path) -> h5py.File:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_alignment(1, ALIGNMENT)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fapl=access))
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)  # the same images give the same bytes, today and tomorrow
+    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access))
 
 
 def _reserve_block(file: h5py.File, shape: tuple[int, ...]) -> int:
@@ -98,7 +100,9 @@ def _write_contents(file: h5py.File, contents: Contents) -> None:
     sources = file.create_dataset("sources", (len(contents.sources),), text)
     for begin in range(0, len(contents.sources), 4096):
         sources[begin : begin + 4096] = list(contents.sources[begin : begin + 4096])
-    columns = file.create_group("generations")
+    timeless = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    timeless.set_obj_track_times(False)
+    columns = h5py.Group(h5py.h5g.create(file.id, b"generations", gcpl=timeless))
     columns["rows"] = np.array([generation.rows for generation in contents.generations], np.int64)
     columns["classes"] = np.array([generation.classes for generation in contents.generations], np.int64)
     for name, field in (("fingerprints", "fingerprint"), ("origins", "origin"), ("recipes", "recipe"), ("inputs",) * 2):
