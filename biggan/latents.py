@@ -105,7 +105,7 @@ def words(seed: int, stream: int, start: int, count: int, dim: int) -> np.ndarra
 
 def uniform(seed: int, stream: int, start: int, count: int, dim: int) -> np.ndarray:
     """Uniform numbers, float32 [count, dim], multiples of 2^-24 in [0, 1)."""
-    return (words(seed, stream, start, count, dim) >> np.uint32(8)) * np.float32(2.0**-24)
+    return (words(seed, stream, start, count, dim) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def integers(seed: int, stream: int, start: int, count: int, high: int) -> np.ndarray:

@@ -78,6 +78,7 @@ class EpochAudit:
     end: int
     verdict: str
     detail: str
+    sum: str  # of the hashes of the rows, as `Sampler.advance` reports it
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}: images {self.start:,} to {self.end:,}: {self.verdict}: {self.detail}"
@@ -188,9 +189,7 @@ def _labels(session: dict, parts: tuple[Part, ...]) -> np.ndarray:
         offset = 0
         for part, now in zip(parts, data.parts, strict=True):
             if not now.extends(part.rows, part.fingerprint):
-                raise DatasetError(
-                    f"{data.name} is not the data that the run was trained on: put that back to replay it."
-                )
+                raise DatasetError(f"{data.name} is not the data that the run was trained on: put that back first.")
             labels.append(data.labels[offset : offset + part.rows])
             offset += now.rows
         return np.concatenate(labels)
@@ -203,11 +202,12 @@ class _Tally:
 
     def __init__(self, epoch: int, start: int, segment: Segment):
         self.epoch, self.start, self.end = epoch, start, start
-        self.segment = segment
+        self.segment, self.sum = segment, 0
         self.counts = np.zeros(int(segment.population.offsets[-1]), dtype=np.uint32)
 
     def add(self, rows: np.ndarray, segment: Segment) -> None:
         self.counts += np.bincount(rows, minlength=len(self.counts)).astype(np.uint32)
+        self.sum = (self.sum + int(segment.population.hashes(rows).sum())) % 2**64
         self.end += len(rows)
         self.segment = segment
 
@@ -216,7 +216,7 @@ class _Tally:
         check = _check_quotas if isinstance(self.segment, QuotaSegment) else _check_once
         problem, detail = check(self, complete, uses)
         verdict = "wrong" if problem else "exact" if complete else "cut short" if over else "in progress"
-        return EpochAudit(self.epoch, self.start, self.end, verdict, problem or detail)
+        return EpochAudit(self.epoch, self.start, self.end, verdict, problem or detail, f"{self.sum:016x}")
 
 
 def _check_once(tally: _Tally, complete: bool, uses: np.ndarray) -> tuple[str | None, str]:
@@ -258,7 +258,7 @@ def _replay(spans: list[_Span]) -> Iterator[EpochAudit]:
                 segment_start = segment.start
                 uses = np.zeros(int(segment.population.offsets[-1]), dtype=np.uint32)
             tally = tally or _Tally(epoch, position, segment)
-            stop = min(span.end, epoch_end, position + _CHUNK)
+            stop = min(span.end, epoch_end, position + max(_CHUNK, len(uses) // 4))  # counting costs n per chunk
             rows = segment.rows(np.arange(position, stop))
             tally.add(rows, segment)
             uses += np.bincount(rows, minlength=len(uses)).astype(np.uint32)
@@ -272,8 +272,8 @@ def _replay(spans: list[_Span]) -> Iterator[EpochAudit]:
 
 
 def _compare_sums(history: list[dict], report: AuditReport) -> None:
-    """Hold the epochs that the run reported against the epochs of the replay."""
-    bounds = {(audit.epoch, audit.start, audit.end) for audit in report.epochs}
+    """Hold the epochs that the run reported against those of the replay."""
+    found = {(audit.epoch, audit.start, audit.end, audit.sum) for audit in report.epochs}
     reported = {}
     for entry in history:
         if entry["kind"] == "segment":
@@ -281,8 +281,8 @@ def _compare_sums(history: list[dict], report: AuditReport) -> None:
         elif entry["kind"] == "epoch":
             reported[entry["epoch"]] = entry
     for entry in reported.values():
-        if (entry["epoch"], entry["start"], entry["end"]) not in bounds:
+        if (entry["epoch"], entry["start"], entry["end"], entry["sum"]) not in found:
             report.problems.append(
-                f"the run reported epoch {entry['epoch']} as images {entry['start']:,} to {entry['end']:,}, "
-                "which is not what its segments say"
+                f"the run reported epoch {entry['epoch']} as images {entry['start']:,} to {entry['end']:,} with audit "
+                f"sum {entry['sum']}, which the replay does not confirm"
             )
