@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from biggan.models.arch import SEED_SIZE
 from biggan.models.norm import ConditionalNorm
-from biggan.models.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear
+from biggan.models.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear, full_precision
 
 
 class Layers(NamedTuple):
@@ -88,6 +88,11 @@ def _sequence(block: nn.ModuleList, x: Tensor, condition: Tensor | None) -> Tens
     return x
 
 
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """float32 for half-precision activations, else their own type."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class BaseGenerator(StagedModel):
     """The class embedding, and the way from the last feature map to the image, of both families."""
 
@@ -134,7 +139,7 @@ class BaseGenerator(StagedModel):
         """[n, c, R, R] -> images [n, 3, R, R] in (-1, 1), float32."""
         h = self.output_conv(F.relu(self.output_norm(h)))
         # Released deep generators have more outputs than colours; only the first three count.
-        return torch.tanh(h[:, :3].float())
+        return torch.tanh(h[:, :3].to(accumulation_dtype(h)))
 
 
 class BaseDiscriminator(StagedModel):
@@ -153,8 +158,9 @@ class BaseDiscriminator(StagedModel):
 
     def score(self, h: Tensor, y: Tensor | None) -> Tensor:
         """Features [n, c, h, w] -> scores [n]: linear(f) + <embed(y), f> with f summed over the pixels, in float32."""
-        features = F.relu(h).sum((2, 3), dtype=torch.float32)
-        out = self.linear(features).squeeze(1)
-        if self.embed is not None:
-            out = out + (self.embed(y) * features).sum(1)
-        return out.float()
+        features = F.relu(h).flatten(2).sum(2, dtype=accumulation_dtype(h))
+        with full_precision(features):
+            out = self.linear(features).squeeze(1)
+            if self.embed is not None:
+                out = out + (self.embed(y) * features).sum(1)
+            return out

@@ -21,7 +21,9 @@ class Ema:
         self.decay = decay
         self.start = start
         ours, theirs = self.model.state_dict(keep_vars=True), generator.state_dict(keep_vars=True)
-        averaged = [name for name in ours if average_vectors or name.rpartition(".")[2] != "u"]
+        averaged = [
+            name for name, t in ours.items() if t.is_floating_point() and (average_vectors or not name.endswith(".u"))
+        ]
         self._averaged = [ours[name] for name in averaged], [theirs[name] for name in averaged]
         self._copied = (
             [ours[name] for name in ours if name not in averaged],
