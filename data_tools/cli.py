@@ -68,9 +68,7 @@ def _add_image_options(add: Callable) -> None:
 
 def _add_class_options(add: Callable) -> None:
     add("--merge", type=Path, metavar="FILE", help="TOML or CSV of alias and class: files of alias count as of class")
-    add(
-        "--exclude", action="append", default=[], metavar="CLASS", help="a class or pattern to leave out; repeatable"
-    )
+    add("--exclude", action="append", default=[], metavar="CLASS", help="a class or pattern to leave out; repeatable")
     add("--min-images", type=_positive, default=1, metavar="N", help="leave out classes with fewer images")
     add("--max-classes", type=_positive, metavar="N", help="use only the largest N classes")
     add("--limit-per-class", type=_positive, metavar="N", help="use N images per class, a fixed choice by path")

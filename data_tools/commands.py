@@ -1,6 +1,7 @@
 """What build-dataset does: build or grow a data file, describe one, or turn one back into folders."""
 
 import json
+import shutil
 import sys
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -10,13 +11,14 @@ from data_tools.boxes import read_boxes
 from data_tools.build import Build, BuildError, Plan, Result, digest_inputs
 from data_tools.classes import ClassRules, RuleError, Selection, near, select
 from data_tools.export import export_folders
+from data_tools.facts import Duplicates, Facts, summarise_sizes
 from data_tools.folders import ImageFile
 from data_tools.processing import Box, ImageSettings
 from data_tools.progress import Progress
-from data_tools.report import Facts, write_report
+from data_tools.report import read_facts, write_report
 from data_tools.schema import Layout, open_dataset, recipe_of, verify
 from data_tools.sources import Source, open_source
-from data_tools.tables import class_table, describe, next_command, problem_lines
+from data_tools.tables import class_table, counted, describe, next_command, problem_lines
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ def _execute(plan: Plan, request: Request, source: Source, selection: Selection)
         with Progress("verifying", total) as progress:
             result = work.assemble(progress.reach, min(4, request.workers))
         facts = _facts(result, source, selection, request)
-        report = None
+        report = duplicates = None
         if request.report is not False:
             report = work.workspace.folder / "report"
-            write_report(report, result.layout, facts, plan.out.name, near_duplicates=bool(request.report))
+            duplicates = _report(report, result.layout, facts, plan.out.name, request.report, request.workers)
         layout = work.publish(report)
-    _print_result(layout, facts, report is not None)
+    _print_result(layout, facts, duplicates, len(selection.warnings))
 
 
 def _facts(result: Result, source: Source, selection: Selection, request: Request) -> Facts:
@@ -99,50 +101,65 @@ def _facts(result: Result, source: Source, selection: Selection, request: Reques
     warnings = [*selection.warnings]
     if result.lost_classes:
         shown = ", ".join(map(repr, result.lost_classes[:5]))
-        warnings.append(f"{len(result.lost_classes)} classes have no usable image and got no id: {shown}.")
+        lost = counted(len(result.lost_classes), "class", "classes")
+        warnings.append(f"{lost} without a usable image got no id: {shown}.")
     counts = dict(zip(result.layout.class_names, result.layout.class_counts.tolist(), strict=True))
     small = [name for name, count in counts.items() if count < request.rules.min_images]
     if small:
         shown = ", ".join(f"{name!r} ({counts[name]})" for name in small[:5])
-        warnings.append(f"{len(small)} classes fell below --min-images, since files were left out: {shown}.")
+        fallen = counted(len(small), "class", "classes")
+        warnings.append(f"{fallen} fell below --min-images, since files were left out: {shown}.")
     return Facts(
         skipped=[*source.listing.problems, *result.skipped],
         remarks=result.remarks,
         merged=selection.merged,
         left_out=selection.left_out,
         warnings=warnings,
-        sizes=result.sizes,
+        sizes=summarise_sizes(result.sizes, result.layout.header.size),
         over_limit=selection.over_limit,
     )
 
 
-def _print_result(layout: Layout, facts: Facts, reported: bool) -> None:
+def _report(folder: Path, layout: Layout, facts: Facts, title: str, near: bool | None, workers: int) -> Duplicates:
+    with Progress("hashing", layout.header.images) as progress:
+        return write_report(folder, layout, facts, title, bool(near), workers, progress.reach)
+
+
+def _print_result(layout: Layout, facts: Facts, duplicates: Duplicates | None, warned: int) -> None:
     print(class_table(layout.class_names, layout.class_counts.tolist()))
-    where = f", in {layout.path}.report/skipped.tsv" if reported else ""
+    where = f", in {layout.path}.report/skipped.tsv" if duplicates else ""
     for line in problem_lines(facts.skipped, where):
         print(line)
-    enlarged = int((facts.sizes[:, 2] < layout.header.size).sum()) if facts.sizes is not None else 0
+    enlarged = facts.sizes.enlarged if facts.sizes else 0
     if enlarged:
-        print(
-            f"{enlarged:,} images are smaller than {layout.header.size} px and were enlarged (limit it by --min-size)"
-        )
-    for warning in facts.warnings:
+        size = layout.header.size
+        print(f"{counted(enlarged, 'image')} of fewer than {size} px enlarged (--min-size N leaves out the smallest)")
+    for warning in facts.warnings[warned:]:
         print(f"warning: {warning}", file=sys.stderr)
-    if reported:
+    if duplicates:
+        _print_duplicates(duplicates)
         print(f"report: {layout.path}.report/index.html")
     print(describe(layout))
     print(next_command(layout))
 
 
+def _print_duplicates(duplicates: Duplicates) -> None:
+    exact = sum(len(group) - 1 for group in duplicates.exact)
+    if exact:
+        print(f"{counted(exact, 'exact duplicate')}, pixel for pixel as stored (--dedupe leaves them out)")
+    if duplicates.near is not None:
+        print(f"{counted(len(duplicates.near), 'pair')} of images that look alike")
+
+
 def _found(source: Source, selection: Selection) -> str:
     files, classes = len(selection.files), len({file.class_name for file in selection.files})
-    text = f"{source.path}: {files:,} files in {classes:,} {'class' if classes == 1 else 'classes'}"
+    text = f"{source.path}: {counted(files, 'file')} in {counted(classes, 'class', 'classes')}"
     if selection.merged:
-        text += f"; {len(selection.merged)} merged into others"
+        text += f"; {counted(len(selection.merged), 'class', 'classes')} merged into others"
     if selection.left_out:
         names = ", ".join(f"{row.name} ({row.reason})" for row in selection.left_out[:3])
         more = ", ..." if len(selection.left_out) > 3 else ""
-        text += f"; {len(selection.left_out)} classes left out: {names}{more}"
+        text += f"; {counted(len(selection.left_out), 'class', 'classes')} left out: {names}{more}"
     return text
 
 
@@ -247,16 +264,28 @@ def export(path: Path, target: Path) -> None:
     print(f"{target}: {count:,} images in {layout.header.classes:,} class folders")
 
 
-def inspect(path: Path, near_duplicates: bool | None, workers: int) -> None:
-    """Describe and verify a data file, and write its report unless told not to."""
+def inspect(path: Path, report: bool | None, workers: int) -> None:
+    """Describe and verify a data file, and write its report unless told not to or it is there already."""
     layout = open_dataset(path)
-    header = layout.header
     print(class_table(layout.class_names, layout.class_counts.tolist()))
-    for name, value in asdict(header).items():
+    for name, value in asdict(layout.header).items():
         print(f"{name.replace('_', ' '):>16}  {value}")
     for number, generation in enumerate(layout.generations, 1):
-        print(f"{'generation ' + str(number):>16}  up to row {generation.rows:,}, {generation.classes:,} classes, from "
-              f"{generation.origin}, fingerprint {generation.fingerprint}")  # fmt: skip
-    with Progress("verifying", header.images) as progress:
+        text = f"up to row {generation.rows:,}, {generation.classes:,} classes, from {generation.origin}"
+        print(f"{f'generation {number}':>16}  {text}, fingerprint {generation.fingerprint}")
+    with Progress("verifying", layout.header.images) as progress:
         verify(layout, min(4, workers), progress.reach)
     print(f"{path} is whole: every image has the bytes that were written, and the fingerprints agree.")
+    if report is False:
+        return
+    folder = path.with_name(path.name + ".report")
+    facts = read_facts(folder, layout)
+    if facts is None or report:
+        fresh = path.with_name(path.name + ".report.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        _print_duplicates(_report(fresh, layout, facts or Facts(), path.name, report, workers))
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    sheets = len(list((folder / "sheets").iterdir()))
+    print(f"{counted(sheets, 'contact sheet')}: {folder / 'sheets'}")
+    print(f"report: {folder / 'index.html'}")

@@ -1,37 +1,77 @@
-"""The report beside a data file: tables, contact sheets and one page with all of it."""
+"""The report beside a data file: tables, contact sheets, and one page with all of it.
 
-from dataclasses import dataclass, field
+classes.tsv          id, name and images of every class
+skipped.tsv          every file that was left out, and why
+remarks.tsv          images that were taken with a reservation, such as the first frame of an animation
+merges.tsv           found classes whose files were given to another
+left-out.tsv         found classes that are not in the file, and why
+duplicates.tsv       rows whose stored images are identical
+near-duplicates.tsv  rows that look alike, if asked for
+sheets/              a contact sheet per twenty classes
+facts.json           what the build saw and the data file does not tell
+index.html           all of it on one page that needs nothing else
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from data_tools.classes import LeftOut, Merge
+from data_tools.duplicates import exact_groups, near_pairs
+from data_tools.facts import Duplicates, Facts, SourceSizes
 from data_tools.folders import Problem
+from data_tools.page import write_page
 from data_tools.schema import Layout
+from data_tools.sheets import write_sheets
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a build saw that its file does not tell."""
-
-    skipped: list[Problem] = field(default_factory=list)
-    remarks: list[Problem] = field(default_factory=list)
-    merged: list[Merge] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    sizes: np.ndarray | None = None  # int32 [n, 3]: width, height and used side of each source image, pixels
-    over_limit: int = 0  # files beyond the limit per class
-
-
-def write_report(folder: Path, layout: Layout, facts: Facts, title: str, near_duplicates: bool) -> None:
-    """Write the report of a data file to a new folder."""
+def write_report(
+    folder: Path, layout: Layout, facts: Facts, title: str, near: bool, workers: int, progress: Callable | None = None
+) -> Duplicates:
+    """Write the report of a data file to a new folder. `near` asks for near duplicates, which reads every image."""
     folder.mkdir(parents=True)
-    rows = zip(range(layout.header.classes), layout.class_names, layout.class_counts, strict=True)
+    duplicates = Duplicates(exact_groups(layout.digests), near_pairs(layout, workers, progress) if near else None)
+    write_tables(folder, layout, facts, duplicates)
+    sheets = write_sheets(folder / "sheets", layout)
+    write_page(folder / "index.html", layout, facts, duplicates, title, [path.name for path in sheets])
+    content = {"fingerprint": layout.header.fingerprint, **asdict(facts)}
+    (folder / "facts.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return duplicates
+
+
+def write_tables(folder: Path, layout: Layout, facts: Facts, duplicates: Duplicates) -> None:
+    """Write the tab-separated tables."""
+    counts, sources = layout.class_counts.tolist(), layout.sources
+    rows = zip(range(layout.header.classes), layout.class_names, counts, strict=True)
     _write_table(folder / "classes.tsv", ("id", "name", "images"), rows)
     _write_table(folder / "skipped.tsv", ("file", "reason"), facts.skipped)
+    _write_table(folder / "remarks.tsv", ("file", "remark"), facts.remarks)
+    _write_table(folder / "merges.tsv", ("alias", "class", "files"), facts.merged)
+    _write_table(folder / "left-out.tsv", ("class", "files", "reason"), facts.left_out)
+    columns = ("row", "file", "row of the same", "its file")
+    same = [(group[0], row) for group in duplicates.exact for row in group[1:]]
+    _write_table(folder / "duplicates.tsv", columns, [(j, sources[j], i, sources[i]) for i, j in same])
+    if duplicates.near is not None:
+        near = [(j, sources[j], i, sources[i]) for i, j in duplicates.near]
+        _write_table(folder / "near-duplicates.tsv", columns, near)
 
 
-def _write_table(path: Path, columns: tuple[str, ...], rows) -> None:
+def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        for row in [columns, *rows]:
-            file.write("\t".join(str(cell).replace("\t", " ").replace("\n", " ") for cell in row) + "\n")
+        for row in (columns, *rows):
+            file.write("\t".join(" ".join(str(cell).split()) for cell in row) + "\n")
+
+
+def read_facts(folder: Path, layout: Layout) -> Facts | None:
+    """The facts of an earlier report of this very file, or None."""
+    try:
+        content = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        if content.pop("fingerprint") != layout.header.fingerprint:
+            return None
+        for name, kind in (("skipped", Problem), ("remarks", Problem), ("merged", Merge), ("left_out", LeftOut)):
+            content[name] = [kind(*row) for row in content[name]]
+        content["sizes"] = SourceSizes(**content["sizes"]) if content["sizes"] else None
+        return Facts(**content)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

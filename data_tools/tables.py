@@ -1,5 +1,6 @@
 """What build-dataset prints: class tables, summaries and the next command."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +17,37 @@ BAR = 24  # characters
 def class_table(names: Sequence[str], counts: Sequence[int]) -> str:
     """Id, name, image count and a bar for each class, largest first; of many classes, the largest and the smallest."""
     order = sorted(range(len(names)), key=lambda index: (-counts[index], index))
+    gap = len(order) - 2 * END_ROWS if len(order) > WHOLE_TABLE else 0
+    shown = order if not gap else order[:END_ROWS] + order[-END_ROWS:]
     largest = max(1, max(counts, default=1))
-    width = max((len(names[index]) for index in order), default=4)
-    width, digits = min(max(width, 5), 40), len(f"{largest:,}")
-    lines = [f"{'id':>6}  {'class':<{width}}  {'images':>{max(6, digits)}}"]
-    for position, index in enumerate(order):
-        if len(order) > WHOLE_TABLE and position == END_ROWS:
-            lines.append(f"{'...':>6}  ({len(order) - 2 * END_ROWS:,} more classes)")
-        if len(order) <= WHOLE_TABLE or not END_ROWS <= position < len(order) - END_ROWS:
-            name = names[index] if len(names[index]) <= width else names[index][: width - 1] + "…"
-            bar = "▇" * max(1, round(BAR * counts[index] / largest)) if counts[index] else ""
-            lines.append(f"{index:>6}  {name:<{width}}  {counts[index]:>{max(6, digits)},}  {bar}".rstrip())
+    width = min(max((_columns(names[index]) for index in shown), default=5), 40)
+    width, digits = max(width, 5), max(6, len(f"{largest:,}"))
+    lines = [f"{'id':>6}  {_padded('class', width)}  {'images':>{digits}}"]
+    for position, index in enumerate(shown):
+        if gap and position == END_ROWS:
+            lines.append(f"{'...':>6}  ({gap:,} more classes)")
+        bar = "▇" * max(1, round(BAR * counts[index] / largest)) if counts[index] else ""
+        lines.append(f"{index:>6}  {_padded(names[index], width)}  {counts[index]:>{digits},}  {bar}".rstrip())
     return "\n".join(lines)
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal that a text takes: letters of East Asia are two wide, combining marks have no width."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
+
+
+def _padded(text: str, width: int) -> str:
+    if _columns(text) > width:
+        while _columns(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - _columns(text))
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, in the singular or plural."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def problem_lines(problems: Sequence[Problem], where: str) -> list[str]:
@@ -36,25 +56,20 @@ def problem_lines(problems: Sequence[Problem], where: str) -> list[str]:
         return []
     kinds = Counter(problem.reason.split(":")[0].split(" of ")[0] for problem in problems)
     parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(6))
-    lines = [f"{len(problems):,} {_files(len(problems))} left out: {parts}"]
+    lines = [f"{counted(len(problems), 'file')} left out: {parts}"]
     lines += [f"    {problem.path}: {problem.reason}" for problem in problems[:5]]
     if len(problems) > 5:
         lines.append(f"    ... and {len(problems) - 5:,} more{where}")
     return lines
 
 
-def _files(count: int) -> str:
-    return "file" if count == 1 else "files"
-
-
 def describe(layout: Layout) -> str:
     """One line about a data file."""
     header = layout.header
-    classes = "class" if header.classes == 1 else "classes"
-    size = layout.path.stat().st_size
+    content = f"{counted(header.images, 'image')}, {counted(header.classes, 'class', 'classes')}"
     return (
-        f"{layout.path}: {header.images:,} images, {header.classes:,} {classes}, {header.size} x {header.size} px, "
-        f"{header.store}, {byte_count(size)}, fingerprint {header.fingerprint[:12]}"
+        f"{layout.path}: {content}, {header.size} x {header.size} px, {header.store}, "
+        f"{byte_count(layout.path.stat().st_size)}, fingerprint {header.fingerprint[:12]}"
     )
 
 

@@ -1,0 +1,197 @@
+"""The report's page: one HTML file with its styles, pictures and script inside."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.duplicates import thumbnail_reader
+from data_tools.facts import SIDE_EDGES, Duplicates, Facts
+from data_tools.schema import Layout
+from data_tools.sheets import THUMBNAIL, as_webp, strips
+from data_tools.tables import byte_count
+
+MOST_LISTED = 200  # entries of a list; the tables beside the page have all
+MOST_PAIRS = 40  # of near duplicates with pictures
+MOST_THUMBNAILS = 8_000  # on the page
+CLASS_BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+
+
+def write_page(
+    path: Path, layout: Layout, facts: Facts, duplicates: Duplicates, title: str, sheets: Sequence[str]
+) -> None:
+    """Write the page of a data file's report."""
+    counts = layout.class_counts
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{_subtitle(layout)}</p>',
+        _tiles(layout, facts, duplicates),
+        _warnings(facts),
+        '<div class="two">',
+        _section("Images per class", _class_histogram(counts)),
+        _section("Source images", _size_histogram(facts)) if facts.sizes else "",
+        "</div>",
+        _section("Classes", _class_table(layout, counts)),
+        _changes(facts),
+        _listing("Left out", "skipped.tsv", ("file", "reason"), facts.skipped),
+        _listing("Remarks", "remarks.tsv", ("file", "remark"), facts.remarks),
+        _duplicates(layout, duplicates),
+        _section("Contact sheets", "<p>" + " ".join(_link(f"sheets/{name}", name) for name in sheets) + "</p>"),
+        _section("File", _header_table(layout)),
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    files = resources.files("data_tools")
+    style, script = ((files / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    page = f"<!doctype html><html><head>{head}<style>{style}</style></head><body><main>{''.join(parts)}</main>"
+    path.write_text(f"{page}<script>{script}</script></body></html>\n", encoding="utf-8")
+
+
+def _section(heading: str, content: str) -> str:
+    return f"<section><h2>{heading}</h2>{content}</section>"
+
+
+def _link(target: str, text: str) -> str:
+    return f'<a href="{escape(target)}">{escape(text)}</a>'
+
+
+def _subtitle(layout: Layout) -> str:
+    header = layout.header
+    lossy = f", quality {header.quality}" if header.quality else ""
+    return (
+        f"{header.size} × {header.size} px, {header.crop} crop, {header.filter}, store {header.store}{lossy}, "
+        f"made by {escape(header.creator)}"
+    )
+
+
+def _tiles(layout: Layout, facts: Facts, duplicates: Duplicates) -> str:
+    counts = layout.class_counts
+    tiles = [
+        (f"{layout.header.images:,}", "images"),
+        (f"{layout.header.classes:,}", "classes"),
+        (f"{counts.min():,} – {counts.max():,}", "images per class"),
+        (f"{np.median(counts):,.0f}", "in the median class"),
+        (f"{len(facts.skipped):,}", "files left out"),
+        (f"{sum(len(group) - 1 for group in duplicates.exact):,}", "exact duplicates"),
+        (byte_count(layout.path.stat().st_size), "on disk"),
+    ]
+    return (
+        f'<div class="tiles">{"".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in tiles)}</div>'
+    )
+
+
+def _warnings(facts: Facts) -> str:
+    if not facts.warnings:
+        return ""
+    return _section("Warnings", "".join(f'<p class="warn">{escape(text)}</p>' for text in facts.warnings))
+
+
+def _histogram(labels: Sequence[str], counts: Sequence[int]) -> str:
+    highest = max(1, *counts)
+    columns = [
+        f'<div>{count or "":,}<i style="height:{110 * count / highest:.1f}px"></i>{label}</div>'
+        if count
+        else f'<div><i style="height:0"></i>{label}</div>'
+        for label, count in zip(labels, counts, strict=True)
+    ]
+    return f'<div class="histogram">{"".join(columns)}</div>'
+
+
+def _class_histogram(counts: np.ndarray) -> str:
+    bins = np.bincount(np.searchsorted(CLASS_BINS, counts, side="right"), minlength=len(CLASS_BINS) + 1)
+    used = np.flatnonzero(bins)
+    shown = range(used[0], used[-1] + 1)
+    labels = ["0", *(f"{edge:,}+" if edge < 1000 else f"{edge // 1000}k+" for edge in CLASS_BINS)]
+    ratio = counts.max() / max(1, counts.min())
+    text = f"classes by number of images; the largest has {ratio:,.1f} times the images of the smallest"
+    return f'<p class="soft">{text}</p>' + _histogram([labels[index] for index in shown], bins[list(shown)].tolist())
+
+
+def _size_histogram(facts: Facts) -> str:
+    sizes = facts.sizes
+    labels = [f"< {SIDE_EDGES[0]}", *(f"{edge}+" for edge in SIDE_EDGES)]
+    (small_w, small_h), (large_w, large_h) = sizes.smallest, sizes.largest
+    note = (
+        f'<p class="soft">by the side used, px; from {small_w} × {small_h} to {large_w} × {large_h}; '
+        f"{sizes.enlarged:,} enlarged</p>"
+    )
+    return note + _histogram(labels, sizes.counts)
+
+
+def _class_table(layout: Layout, counts: np.ndarray) -> str:
+    largest = max(1, int(counts.max()))
+    per_class = max(1, min(8, MOST_THUMBNAILS // layout.header.classes))
+    rows = []
+    for index, (name, strip) in enumerate(zip(layout.class_names, strips(layout, per_class), strict=True)):
+        count = int(counts[index])
+        picture = f'<img loading="lazy" height="{THUMBNAIL}" alt="" src="{_inline(as_webp(strip))}">'
+        find = escape(f"{index} {name}".lower())
+        rows.append(
+            f'<tr data-find="{find}" data-id="{index}" data-count="{count}"><td class="n">{index}</td>'
+            f'<td class="name">{escape(name)}</td><td class="n">{count:,}</td>'
+            f'<td class="share"><div class="bar" style="width:{100 * count / largest:.1f}%"></div></td>'
+            f"<td>{picture}</td></tr>"
+        )
+    head = '<th class="n" data-key="id">id ↕</th><th>class</th><th class="n" data-key="count">images ↕</th>'
+    table = (
+        f'<table id="classes"><thead><tr>{head}<th></th><th></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+    return f'<input id="find" placeholder="find a class by name or id" autocomplete="off">{table}'
+
+
+def _inline(data: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(data).decode()
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    lines = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _listing(heading: str, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    if not rows:
+        return ""
+    more = f'<p class="soft">the first {MOST_LISTED} of {len(rows):,}; all are in {_link(table, table)}</p>'
+    content = (more if len(rows) > MOST_LISTED else "") + _table(columns, rows[:MOST_LISTED])
+    return _section(f"{heading} ({len(rows):,})", content)
+
+
+def _changes(facts: Facts) -> str:
+    limit = (
+        f'<p class="soft">{facts.over_limit:,} files are beyond the limit per class.</p>' if facts.over_limit else ""
+    )
+    merged = _listing("Merged classes", "merges.tsv", ("found as", "counted as", "files"), facts.merged)
+    return limit + merged + _listing("Classes left out", "left-out.tsv", ("class", "files", "reason"), facts.left_out)
+
+
+def _duplicates(layout: Layout, duplicates: Duplicates) -> str:
+    sources = layout.sources
+    same = [(sources[row], sources[group[0]]) for group in duplicates.exact for row in group[1:]]
+    text = _listing("Exact duplicates", "duplicates.tsv", ("file", "has the image of"), same)
+    if duplicates.near is None:
+        return text
+    if not duplicates.near:
+        return text + _section("Near duplicates", "<p>none found</p>")
+    read, pairs = thumbnail_reader(layout), []
+    for first, second in duplicates.near[:MOST_PAIRS]:
+        pictures = [(row, _inline(as_webp(read(row, 96)))) for row in (first, second)]
+        images = "".join(f'<img src="{data}" title="{escape(sources[row])}" alt="">' for row, data in pictures)
+        pairs.append(f'<span class="pair">{images}</span>')
+    more = _link("near-duplicates.tsv", "near-duplicates.tsv")
+    note = f'<p class="soft">the first {len(pairs)} of {len(duplicates.near):,} pairs; all are in {more}</p>'
+    return text + _section("Near duplicates", note + "".join(pairs))
+
+
+def _header_table(layout: Layout) -> str:
+    rows = [("fingerprint", layout.header.fingerprint), ("background", layout.header.background)]
+    for number, generation in enumerate(layout.generations, 1):
+        text = f"up to row {generation.rows:,} and class {generation.classes:,}, from {generation.origin}: "
+        rows.append((f"generation {number}", text + generation.recipe))
+    return (
+        "<table>"
+        + "".join(f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in rows)
+        + "</table>"
+    )
