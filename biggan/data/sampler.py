@@ -177,7 +177,7 @@ class Sampler:
             problem = self._mismatch(state)
             if problem is None:
                 segments = restore_segments(self._population, state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise StateMismatch(f"the saved state of the sampler is damaged: {error!r}") from error
         if problem and not override:
             raise StateMismatch(f"{problem}, or override to begin another order here")
@@ -217,10 +217,13 @@ class Sampler:
     def _join_plan(self, epoch: int) -> str | None:
         """Let a plan that differs from that of the restored state come into force."""
         current, _ = segment_at(self._segments, self.position)
-        if self._segments[-1].plan != self.plan:
-            self._segments = (current,) if current.plan == self.plan else self._change(current, epoch)
-        if len(self._segments) == 1 and self._segments[0] is current:
+        planned = self._segments[-1].plan
+        if planned == self.plan:
             return None
+        if current.plan == self.plan:
+            self._segments = (current,)
+            return f"the sampling stays {current.plan}; a change to {planned} was waiting for the end of the epoch"
+        self._segments = self._change(current, epoch)
         start = self._segments[-1].start
         when = "now" if start <= self.position else f"from image {start:,} on"
         return f"the sampling changes {when}: {current.plan} -> {self.plan}"
