@@ -89,24 +89,24 @@ def _warnings(facts: Facts) -> str:
 
 
 def _histogram(labels: Sequence[str], counts: Sequence[int]) -> str:
-    highest = max(1, *counts)
+    used = np.flatnonzero(counts)
+    shown = slice(used[0], used[-1] + 1)
+    highest = max(counts)
     columns = [
-        f'<div>{count or "":,}<i style="height:{110 * count / highest:.1f}px"></i>{label}</div>'
+        f'<div>{count:,}<i style="height:{110 * count / highest:.1f}px"></i>{label}</div>'
         if count
         else f'<div><i style="height:0"></i>{label}</div>'
-        for label, count in zip(labels, counts, strict=True)
+        for label, count in zip(labels[shown], counts[shown], strict=True)
     ]
     return f'<div class="histogram">{"".join(columns)}</div>'
 
 
 def _class_histogram(counts: np.ndarray) -> str:
     bins = np.bincount(np.searchsorted(CLASS_BINS, counts, side="right"), minlength=len(CLASS_BINS) + 1)
-    used = np.flatnonzero(bins)
-    shown = range(used[0], used[-1] + 1)
     labels = ["0", *(f"{edge:,}+" if edge < 1000 else f"{edge // 1000}k+" for edge in CLASS_BINS)]
     ratio = counts.max() / max(1, counts.min())
     text = f"classes by number of images; the largest has {ratio:,.1f} times the images of the smallest"
-    return f'<p class="soft">{text}</p>' + _histogram([labels[index] for index in shown], bins[list(shown)].tolist())
+    return f'<p class="soft">{text}</p>' + _histogram(labels, bins.tolist())
 
 
 def _size_histogram(facts: Facts) -> str:
