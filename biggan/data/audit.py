@@ -146,8 +146,9 @@ def audit_run(run: str | os.PathLike, position: int | None = None) -> AuditRepor
     report.changes = [f"resumed at image {s['position']:,}: {s['change']}" for s in sessions if s.get("change")]
     if sessions[0]["position"] != 0:
         report.problems.append(f"the history begins at image {sessions[0]['position']:,}, not at the first")
-    for spans in _eras(history, position):
-        report.epochs.extend(_replay(spans))
+    eras = list(_eras(history, position))
+    for spans in eras:
+        report.epochs.extend(_replay(spans, goes_on=spans is eras[-1]))
     _compare_sums(history, report)
     return report
 
@@ -215,6 +216,9 @@ class _Tally:
         """`uses` counts the whole segment, not only this epoch."""
         check = _check_quotas if isinstance(self.segment, QuotaSegment) else _check_once
         problem, detail = check(self, complete, uses)
+        begin = self.segment.bounds(self.epoch)[0]
+        if begin != self.start:
+            problem = f"its first image is {begin:,}, but the history has it from {self.start:,} on"
         verdict = "wrong" if problem else "exact" if complete else "cut short" if over else "in progress"
         return EpochAudit(self.epoch, self.start, self.end, verdict, problem or detail, f"{self.sum:016x}")
 
@@ -241,7 +245,7 @@ def _check_quotas(tally: _Tally, complete: bool, uses: np.ndarray) -> tuple[str 
     return None, f"{'exact quotas' if complete else 'quotas'}, images of one class alike to within one use"
 
 
-def _replay(spans: list[_Span]) -> Iterator[EpochAudit]:
+def _replay(spans: list[_Span], goes_on: bool) -> Iterator[EpochAudit]:
     tally: _Tally | None = None
     uses = np.zeros(0, dtype=np.uint32)
     segment_start = -1
@@ -264,11 +268,10 @@ def _replay(spans: list[_Span]) -> Iterator[EpochAudit]:
             uses += np.bincount(rows, minlength=len(uses)).astype(np.uint32)
             position = stop
             if position == epoch_end:
-                whole = segment.bounds(epoch) == (tally.start, epoch_end)
-                yield tally.verdict(whole, True, uses)
+                yield tally.verdict(segment.bounds(epoch)[1] == epoch_end, True, uses)
                 tally = None
     if tally is not None:
-        yield tally.verdict(False, False, uses)
+        yield tally.verdict(False, not goes_on, uses)
 
 
 def _compare_sums(history: list[dict], report: AuditReport) -> None:
