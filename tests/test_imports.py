@@ -10,6 +10,7 @@ LADDER = [
     "data_tools",
     "biggan",
     "biggan.presets",
+    "biggan.settings",
     "biggan.config",
     "biggan.latents",
     "biggan.data",
