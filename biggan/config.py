@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import itertools
 import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tomli_w
 
@@ -105,21 +106,65 @@ class TrainConfig:
     g_batch_size: int = 256  # latents per update of the generator
     micro_batch: int = 32
     d_steps: int = 1  # updates of the discriminator per update of the generator
-    loss: Literal["hinge", "nonsaturating", "least-squares"] = "hinge"
+    # Batches later in the run: "constant"; "1_000_000:512 4_000_000:1024/512", which is from how many real images on
+    # the batch (of the discriminator / of the generator) is which; or "auto", which doubles one when its gradient noise
+    # scale has outgrown it.
+    batch_schedule: str = "constant"
+    batch_limit: int = 4096  # images; "auto" grows no batch beyond it
+    loss: Literal["hinge", "nonsaturating", "least-squares", "wasserstein", "relativistic"] = "hinge"
+    gradient_penalty: float = 10.0  # weight of (|gradient| - 1)^2 between real and fake; wasserstein only
+    r1: float = 0.0  # weight of |gradient|^2 / 2 at real images, zero-centred
+    r2: float = 0.0  # the same at generated images
+    d_floor: float = -1e9  # the discriminator is not changed by an update whose mean loss is below this
+    g_floor: float = -1e9  # the same for the generator
+    augment: tuple[Literal["colour", "translation", "cutout"], ...] = ()  # of all that the discriminator sees
     statistics: Literal["update", "forward"] = "update"  # spectral norm and running statistics move once per ...
+    batch_norm: Literal["micro", "sync"] = "micro"  # moments of a micro-batch on one process, or across processes
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     compile: bool = False  # torch.compile
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch_size", "g_batch_size", "micro_batch", "d_steps"):
+        for name in ("images", "batch_size", "g_batch_size", "micro_batch", "d_steps", "batch_limit"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "it must be at least 1")
+        for name in ("gradient_penalty", "r1", "r2"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "it can't be negative")
         require(0 <= self.seed < 2**63, "train.seed", self.seed, "it must be between 0 and 2**63 - 1")
+        self.batch_steps()
+        if self.batch_schedule == "auto":
+            rule = "the noise scale needs two micro-batches an update to begin with; set train.micro_batch below it"
+            for name in ("batch_size", "g_batch_size"):
+                require(getattr(self, name) > self.micro_batch, f"train.{name}", getattr(self, name), rule)
+
+    def batch_steps(self) -> tuple[BatchStep, ...]:
+        """The batches from each position on, the first from 0."""
+        steps = [BatchStep(0, self.batch_size, self.g_batch_size)]
+        rule = 'it must be "constant", "auto" or steps such as "1_000_000:512 4_000_000:1024/512", in order'
+        if self.batch_schedule in ("constant", "auto"):
+            return tuple(steps)
+        try:
+            for text in self.batch_schedule.replace(",", " ").split():
+                images, _, batches = text.partition(":")
+                d, _, g = batches.partition("/")
+                steps.append(BatchStep(int(images), int(d), int(g or d)))
+        except ValueError:
+            raise ConfigError(f"train.batch_schedule = {self.batch_schedule!r}: {rule}") from None
+        ordered = all(a.images < b.images and min(b.d, b.g) >= 1 for a, b in itertools.pairwise(steps))
+        require(ordered and len(steps) > 1, "train.batch_schedule", self.batch_schedule, rule)
+        return tuple(steps)
+
+
+class BatchStep(NamedTuple):
+    """From `images` real images on, the discriminator's batch is d and the generator's g."""
+
+    images: int
+    d: int
+    g: int
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam, and the modified orthogonal regularisation (arXiv 1809.11096, equation 3)."""
+    """Adam, its learning rates over the run, and the modified orthogonal regularisation (arXiv 1809.11096, eq. 3)."""
 
     g_lr: float = 1e-4
     d_lr: float = 4e-4
@@ -128,14 +173,24 @@ class OptimConfig:
     eps: float = 1e-6
     g_ortho: float = 1e-4
     d_ortho: float = 0.0
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"  # learning rate ~ batch / base_batch, or its square root
+    base_batch: int = 0  # images, for which g_lr and d_lr are meant; 0 = train.g_batch_size and train.batch_size
+    warmup_images: int = 0  # real images over which a learning rate reaches its value: at first, and after a change
+    decay: Literal["none", "linear", "cosine"] = "none"  # of both learning rates
+    decay_start: int = 0  # real images
+    decay_end: int = 0  # real images; 0 = train.images
+    decay_to: float = 0.0  # share of the learning rate that is left at the end
 
     def __post_init__(self) -> None:
         for name in ("g_lr", "d_lr", "eps"):
             require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "it must be positive")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "it must be in [0, 1)")
-        for name in ("g_ortho", "d_ortho"):
+        for name in ("g_ortho", "d_ortho", "base_batch", "warmup_images", "decay_start", "decay_end"):
             require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "it can't be negative")
+        require(0 <= self.decay_to <= 1, "optim.decay_to", self.decay_to, "it is a share, between 0 and 1")
+        ordered = not self.decay_end or self.decay_start < self.decay_end
+        require(ordered, "optim.decay_end", self.decay_end, "it must lie behind optim.decay_start")
 
 
 @dataclass(frozen=True)
@@ -144,10 +199,34 @@ class EmaConfig:
 
     decay: float = 0.9999  # per update of the generator
     start: int = 20_000  # updates; until then the average is the generator itself
+    half_life: float = 0.0  # real images after which a weight counts half; 0 = use `decay`. The same at any batch
+    warmup: float = 0.05  # with a half_life: it is never more than this share of the images seen so far
 
     def __post_init__(self) -> None:
         require(0 <= self.decay < 1, "ema.decay", self.decay, "it must be in [0, 1)")
-        require(self.start >= 0, "ema.start", self.start, "it can't be negative")
+        for name in ("start", "half_life", "warmup"):
+            require(getattr(self, name) >= 0, f"ema.{name}", getattr(self, name), "it can't be negative")
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """What counts as trouble, and what is done then. Health is looked at whenever means are logged."""
+
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    patience: int = 5  # looks in a row until the alarm; numbers that are not finite alarm at once
+    saturation: float = 0.99  # alarm: this share of real and of fake scores lies beyond the hinge loss's margins
+    diversity: float = 0.1  # alarm: samples of one class differ by less than this share of the most they ever did
+    rollback_lr: float = 0.5  # what each rollback multiplies both learning rates by
+    rollback_batch: int = 1  # what each rollback multiplies both batches by
+    max_rollbacks: int = 3  # then the run stops
+
+    def __post_init__(self) -> None:
+        for name in ("patience", "rollback_batch"):
+            require(getattr(self, name) >= 1, f"health.{name}", getattr(self, name), "it must be at least 1")
+        for name in ("saturation", "diversity"):
+            require(0 <= getattr(self, name) <= 1, f"health.{name}", getattr(self, name), "it must be between 0 and 1")
+        require(0 < self.rollback_lr <= 1, "health.rollback_lr", self.rollback_lr, "it must be in (0, 1]")
+        require(self.max_rollbacks >= 0, "health.max_rollbacks", self.max_rollbacks, "it can't be negative")
 
 
 @dataclass(frozen=True)
@@ -155,17 +234,26 @@ class RunConfig:
     """Cadence, in updates of the generator, and what is kept. It does not touch the result of the training."""
 
     log_every: int = 50
-    save_every: int = 1000
-    save_minutes: float = 15.0  # whichever comes first
+    save_every: int = 1000  # updates; 0 = never for this reason, as in the next two; whichever comes first
+    save_images: int = 0  # real images
+    save_minutes: float = 15.0
     sample_every: int = 1000
     sample_classes: int = 10  # columns of the sample grid
     sample_rows: int = 8
     standing_images: int = 1024  # images over which standing statistics are taken
     keep: int = 3  # newest checkpoints kept
+    keep_best: int = 0  # and this many with the best scores
+    best_metric: str = ""  # the score that counts for keep_best, such as "fid"; "-" before it: higher is better
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            require(getattr(self, f.name) > 0, f"run.{f.name}", getattr(self, f.name), "it must be positive")
+            value = getattr(self, f.name)
+            if f.name in ("save_every", "save_images", "save_minutes", "keep_best"):
+                require(value >= 0, f"run.{f.name}", value, "it can't be negative")
+            elif f.name != "best_metric":
+                require(value > 0, f"run.{f.name}", value, "it must be positive")
+        rule = "say by which score, with run.best_metric"
+        require(not self.keep_best or bool(self.best_metric), "run.keep_best", self.keep_best, rule)
 
 
 @dataclass(frozen=True)
@@ -177,6 +265,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def with_model(self, **changes: Any) -> Config:
