@@ -56,6 +56,12 @@ def _encode(image: np.ndarray, store: str) -> bytes:
     return target.getvalue()
 
 
+@pytest.fixture(scope="session")
+def write_file():
+    """`write_data_file`, for fixtures with a wider scope than a test's."""
+    return write_data_file
+
+
 @pytest.fixture
 def make_file(tmp_path):
     """A function (name, labels, class_names, ...) -> (path, images) that writes a data file."""
