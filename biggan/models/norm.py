@@ -7,6 +7,8 @@ Batch norm's moments come from `BatchNorm.normalise` alone. Where they go is `Ba
               micro-batches of an update, or over many batches for standing statistics. Overwriting is idempotent, so a
               forward pass that activation checkpointing repeats counts once.
     ignore    the batch is normalised by its own moments and leaves no trace.
+
+With `synchronise(model)` the moments are those of all processes' micro-batches together.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as CudaSyncBatchNorm  # what nn.SyncBatchNorm calls
 
-from biggan.models.spectral import SpectralLinear
+from biggan.models.spectral import SpectralLinear, full_precision
 
 MOMENTUM = 0.1  # of the running statistics: new = 0.9 old + 0.1 batch
 CHANNELS_PER_GROUP = 16  # group norm
@@ -31,6 +35,7 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.tracking: Tracking = "ignore"
+        self.synced = False
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("batch_mean", torch.zeros(channels), persistent=False)
@@ -49,7 +54,44 @@ class BatchNorm(nn.Module):
             mean, var, momentum = self.batch_mean, self.batch_var, 1.0
         else:
             mean, var, momentum = None, None, 0.0
+        if self.synced:
+            return synced_batch_norm(x, mean, var, momentum, self.eps)
         return F.batch_norm(x, mean, var, training=True, momentum=momentum, eps=self.eps)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def synced_batch_norm(x: Tensor, mean: Tensor | None, var: Tensor | None, momentum: float, eps: float) -> Tensor:
+    """F.batch_norm in training mode with the moments of the x [n, c, H, W] of all processes; n may differ."""
+    if x.is_cuda:
+        world = dist.group.WORLD
+        return CudaSyncBatchNorm.apply(x, None, None, mean, var, eps, momentum, world, dist.get_world_size(world))
+    with full_precision(x):
+        h = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = torch.tensor([h.numel() / h.shape[1]], device=h.device, dtype=h.dtype)
+        total = _SumOverProcesses.apply(torch.cat([h.sum((0, 2, 3)), count]))
+        images_mean, count = total[:-1] / total[-1], total[-1]
+        centred = h - images_mean[:, None, None]
+        images_var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
+        if mean is not None:
+            with torch.no_grad():
+                mean.lerp_(images_mean, momentum)
+                var.lerp_(images_var * count / (count - 1), momentum)
+        return (centred * torch.rsqrt(images_var + eps)[:, None, None]).to(x.dtype)
 
 
 class InstanceNorm(nn.Module):
@@ -141,6 +183,12 @@ def track(model: nn.Module, tracking: Tracking) -> None:
         layer.tracking = tracking
 
 
+def synchronise(model: nn.Module) -> None:
+    """Let every batch norm of `model` share its moments with the same layer in all other processes."""
+    for layer in batch_norms(model):
+        layer.synced = True
+
+
 class RunningStatistics:
     """The batch-norm statistics of one model, averaged over batches.
 
@@ -169,6 +217,12 @@ class RunningStatistics:
             torch._foreach_div_(self.sums, float(images))
             torch._foreach_lerp_(self._running, self.sums, momentum)
         self.discard()
+
+    @torch.no_grad()
+    def leave_out_overflow(self, images: int) -> None:
+        """Where float16 made moments infinite, let the running ones stay as they are."""
+        for total, running in zip(self.sums, self._running, strict=True):
+            total.copy_(torch.where(total.isfinite(), total, running * images))
 
     def store(self, images: int) -> None:
         self.commit(images, momentum=1.0)

@@ -161,12 +161,20 @@ class SpectralUpdate:
     @torch.no_grad()
     def finish(self) -> None:
         """Send the leaves' gradients to the parameters, store u, and let go of the leaves."""
-        for layer, (left, right, sigma) in zip(self.layers, self._factors, strict=True):
-            if layer.leaf.grad is not None:
-                grad = self._weight_gradient(layer.leaf, left[0], right[0], sigma)
-                layer.weight.grad = grad if layer.weight.grad is None else layer.weight.grad.add_(grad)
+        for layer, grad in self.gradients():
+            layer.weight.grad = grad if layer.weight.grad is None else layer.weight.grad.add_(grad)
+        for layer, (left, _, _) in zip(self.layers, self._factors, strict=True):
             layer.u.copy_(left)
         self.discard()
+
+    @torch.no_grad()
+    def gradients(self) -> list[tuple[SpectralLayer, Tensor]]:
+        """What the leaves' gradients so far mean for the weights of their layers."""
+        return [
+            (layer, self._weight_gradient(layer.leaf, left[0], right[0], sigma))
+            for layer, (left, right, sigma) in zip(self.layers, self._factors, strict=True)
+            if layer.leaf is not None and layer.leaf.grad is not None
+        ]
 
     def discard(self) -> None:
         for layer in self.layers:
