@@ -251,7 +251,7 @@ def _contents_of(plan: Plan, ledger: Ledger) -> tuple[Contents, list[str]]:
 def digest_inputs(files: Sequence[ImageFile]) -> str:
     """SHA-256 over class, path and size in bytes of all listed files."""
     state = hashlib.sha256()
-    for file in files:
+    for file in sorted(files, key=lambda file: (file.class_name, file.path)):
         state.update(json.dumps([file.class_name, file.path, file.size]).encode() + b"\n")
     return state.hexdigest()
 

@@ -13,6 +13,7 @@ from data_tools.classes import ClassRules, RuleError, Selection, near, select
 from data_tools.export import export_folders
 from data_tools.facts import Duplicates, Facts, summarise_sizes
 from data_tools.folders import ImageFile
+from data_tools.journal import discard_leftovers
 from data_tools.processing import Box, ImageSettings
 from data_tools.progress import Progress
 from data_tools.report import read_facts, write_report
@@ -55,6 +56,7 @@ def build(request: Request) -> None:
         _print_plan(source, selection, out)
         return
     if out.exists() and _is_current(out, recipe, inputs, selection.files, request):
+        discard_leftovers(out)
         return
     files = _new_files(base, source.name, selection.files) if base else selection.files
     if not files:
@@ -121,6 +123,7 @@ def _facts(result: Result, source: Source, selection: Selection, request: Reques
 
 
 def _report(folder: Path, layout: Layout, facts: Facts, title: str, near: bool | None, workers: int) -> Duplicates:
+    shutil.rmtree(folder, ignore_errors=True)  # the beginnings of one that was interrupted
     with Progress("hashing", layout.header.images) as progress:
         return write_report(folder, layout, facts, title, bool(near), workers, progress.reach)
 
@@ -282,7 +285,6 @@ def inspect(path: Path, report: bool | None, workers: int) -> None:
     facts = read_facts(folder, layout)
     if facts is None or report:
         fresh = path.with_name(path.name + ".report.new")
-        shutil.rmtree(fresh, ignore_errors=True)
         _print_duplicates(_report(fresh, layout, facts or Facts(), path.name, report, workers))
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)

@@ -8,6 +8,7 @@ Image bytes reach the disk before the lines that vouch for them, so that neither
 leaves a line without its image.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -146,6 +147,13 @@ class Workspace:
                         written, synced = 0, time.monotonic()
             finally:
                 _sync(images, journal, pending)
+
+
+def discard_leftovers(out: Path) -> None:
+    """Remove the working folder of a build that was killed after its file was finished, unless it is in use."""
+    if out.with_name(out.name + ".partial").is_dir():
+        with contextlib.suppress(BusyError), Workspace(out) as workspace:
+            workspace.remove()
 
 
 def _sync(images: BinaryIO, journal: BinaryIO, pending: list[bytes]) -> None:

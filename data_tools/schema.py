@@ -172,8 +172,12 @@ def _open_file(path: Path) -> h5py.File:
     if path.is_dir():
         raise DatasetError(f"{path} is a folder, not a data file; make one from it with: build-dataset {path}")
     try:
-        # Finished files never change in place, so a lock would only fail on read-only and network file systems.
-        return h5py.File(path, "r", locking=False)
+        try:
+            return h5py.File(path, "r")
+        except OSError as error:
+            if "lock" not in str(error):
+                raise
+            return h5py.File(path, "r", locking=False)  # some network file systems have no locks
     except PermissionError as error:
         raise DatasetError(f"{path} cannot be read: permission denied.") from error
     except OSError as error:
