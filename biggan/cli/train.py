@@ -203,7 +203,7 @@ def audit(run: Path) -> int:
     from biggan.data.audit import audit_run
 
     report = audit_run(run)
-    print(report)
+    print("\n".join(report.lines()))
     return 0 if report.ok else 1
 
 

@@ -71,12 +71,7 @@ class RunLog:
         self.event("update", update=update, images_seen=images_seen, epoch=round(epoch, 4), **finite)
         for name, value in values.items():
             self._curves.add_scalar(name.replace("_", "/", 1), value, images_seen)
-        self.say(
-            f"update {update:,}  images {images_seen:,}  epoch {epoch:.2f}  "
-            f"D {values['d_loss_real'] + values['d_loss_fake']:.3f} "
-            f"(real {values['d_real']:+.2f}, fake {values['d_fake']:+.2f})  "
-            f"G {values['g_loss']:+.3f}  {values['images_per_second']:.4g} images/s"
-        )
+        self.say(f"update {update:,}  images {images_seen:,}  epoch {epoch:.2f}  {_in_short(values)}")
 
     def say(self, text: str) -> None:
         if self._bar.disable:
@@ -95,6 +90,15 @@ class RunLog:
         self._bar.close()
         self._curves.close()
         self._file.close()
+
+
+def _in_short(values: dict[str, float]) -> str:
+    """Losses, scores and speed in one line. A run that resumed in the middle of a step may have no values of D yet."""
+    parts = []
+    if "d_loss_real" in values:
+        loss = values["d_loss_real"] + values["d_loss_fake"]
+        parts.append(f"D {loss:.3f} (real {values['d_real']:+.2f}, fake {values['d_fake']:+.2f})")
+    return "  ".join([*parts, f"G {values['g_loss']:+.3f}", f"{values['images_per_second']:.4g} images/s"])
 
 
 class Silent:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from biggan import latents
 from biggan.config import Config
+from biggan.data import audit
 from biggan.data.dataset import ImageData
 from biggan.data.loader import Loader, prefetched
 from biggan.data.sampler import Sampler
@@ -104,6 +105,7 @@ class Trainer:
         self.sampler = Sampler.over(data, config.train.seed, config.data.sampling, config.data.alpha)
         self.loader = Loader(data, self.sampler, config.train.seed, flip=config.data.flip)
         self.updates = self.latents_seen = self.phase = 0
+        self.change: str | None = None  # of the data or their sampling, since the checkpoint
         self._build()
         self.log: RunLog | Silent = Silent()
         self._sums: dict[str, Tensor] = {}
@@ -193,7 +195,7 @@ class Trainer:
         load_optimizer("d", self.d_player.optimizer, self.discriminator, tensors)
         self.g_player.scaler.load_state_dict(state["scalers"]["g"])
         self.d_player.scaler.load_state_dict(state["scalers"]["d"])
-        self.sampler.load_state_dict(state["sampler"], override=override)
+        self.change = self.sampler.load_state_dict(state["sampler"], override=override)
         self.updates, self.latents_seen = state["updates"], state["latents_seen"]
         self.phase = min(state["phase"], self.config.train.d_steps)
 
@@ -241,6 +243,7 @@ class Trainer:
         self.log = log
         self._last_save = self._last_log = time.monotonic()
         self._logged_images = self.images_seen
+        self._remember(audit.record_segment(self.sampler, self.data, self.change))
         with StopSignal() as stop:
             if not self.updates and not self.phase:
                 self.save()  # from here on the run can be sampled and resumed
@@ -254,6 +257,7 @@ class Trainer:
             finished = self.images_seen >= self.config.train.images
             if self.save() is None and self.accelerator.is_main_process:
                 raise TrainingError(f"the last checkpoint could not be written; free some space and resume {self.run}")
+        self._remember(audit.record_end(self.sampler))
         self._draw()
         return finished
 
@@ -367,6 +371,12 @@ class Trainer:
 
     def _report_epoch(self, record: dict[str, Any]) -> None:
         self.log.event("epoch", update=self.updates, **record)
+        self._remember(audit.record_epoch(record))
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        """A line of the history that `--audit` replays."""
+        if self.accelerator.is_main_process:
+            audit.append(self.run, record)
 
     def _draw(self) -> None:
         if self.accelerator.is_main_process:
