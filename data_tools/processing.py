@@ -103,7 +103,7 @@ def process_all(jobs: Iterable[Job], settings: ImageSettings, reader: Reader, wo
                 outcomes = future.result()
             except BrokenProcessPool:
                 pool.close()
-                outcomes = [_process_alone(job, settings, reader) for job in group]
+                outcomes = list(_process_alone(group, settings, reader))
                 pool = _Pool(settings, reader, workers)
                 waiting = deque((other, pool.submit(other)) for other, _ in waiting)
             for other in islice(chunks, 1):
@@ -120,12 +120,17 @@ def _chunks(first: list[Job], rest: Iterator[Job], size: int) -> Iterator[list[J
         yield chunk
 
 
-def _process_alone(job: Job, settings: ImageSettings, reader: Reader) -> Outcome:
+def _process_alone(jobs: list[Job], settings: ImageSettings, reader: Reader) -> Iterator[Outcome]:
+    """Each job by itself in one more process, which is replaced when a job kills it."""
     pool = _Pool(settings, reader, 1)
     try:
-        return pool.submit([job]).result()[0]
-    except BrokenProcessPool:
-        return Outcome(reason="its decoding kills the process (a bug of the decoder, or not enough memory)")
+        for job in jobs:
+            try:
+                yield pool.submit([job]).result()[0]
+            except BrokenProcessPool:
+                yield Outcome(reason="its decoding kills the process (a bug of the decoder, or not enough memory)")
+                pool.close()
+                pool = _Pool(settings, reader, 1)
     finally:
         pool.close()
 
