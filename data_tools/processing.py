@@ -22,7 +22,7 @@ from data_tools.sources import Reader
 
 Box = tuple[int, int, int, int]
 Job = tuple[ImageFile, Box | None]
-CHUNK_BYTES = 2**20  # of results that travel together
+CHUNK_BYTES = 2 * 2**20  # of results that travel together
 SERIAL_BELOW = 64  # jobs; starting processes takes longer than so few images
 
 

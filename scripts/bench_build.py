@@ -1,4 +1,4 @@
-"""How fast data files are built: `python scripts/bench_build.py [--images N]`.
+"""Building a data file, against decoding and resizing with Pillow alone.
 
 Writes JPEG files of 512 px to a temporary folder, measures how many of them one process decodes and resizes with Pillow
 alone, then how fast `build-dataset` and a pool of threads do the same work on all cores. The figure is the ratio to
@@ -119,13 +119,15 @@ def measure(images: int, size: int, workers: int, folder: Path) -> dict[str, flo
     return {"one": one, "threads": threads, "build": whole, "memory": memory.peak}
 
 
-def main() -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this subject."""
+    parser.add_argument("--images", type=int, default=2000, help="JPEG files to write (default %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="pixels per side of the data file (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
+
+
+def run(options: argparse.Namespace) -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rates = measure(options.images, options.size, options.workers, Path(folder))
     ideal = options.workers * rates["one"]
@@ -137,4 +139,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(arguments)
+    run(arguments.parse_args())
