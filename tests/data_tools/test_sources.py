@@ -1,0 +1,252 @@
+"""Where images come from: folders and their mistakes, archives, lists."""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.folders import SourceError, scan
+from data_tools.schema import open_dataset
+from data_tools.sources import open_source
+from tests.data_tools.conftest import encoded, picture, write_classes
+
+EXPECTED = ["axolotl"] * 3 + ["cat"] * 5 + ["dog"] * 4
+
+
+def test_classes_are_in_alphabetical_order_and_files_below_them_in_order_of_path(pets: Path):
+    (pets / "cat" / "deep" / "deeper").mkdir(parents=True)
+    picture(1).save(pets / "cat" / "deep" / "deeper" / "x.png")
+    listing = scan(pets)
+    assert listing.class_names == ["axolotl", "cat", "dog"]
+    assert listing.entries == sorted(listing.entries, key=lambda entry: (entry[1], entry[0]))
+    assert ("cat/deep/deeper/x.png", 1) in listing.entries
+
+
+@pytest.mark.parametrize(
+    ("folders", "instead"),
+    [
+        (["train/cat", "train/dog"], "train"),
+        (["images/cat"], "images"),
+        (["train/cat", "train/dog", "val/cat", "val/dog"], "train"),
+    ],
+)
+def test_a_folder_one_level_too_high_is_refused_with_the_right_one(folders, instead, tmp_path: Path, command):
+    write_classes(tmp_path / "src", dict.fromkeys(folders, 2))
+    code, _, err = command(tmp_path / "src", "--out", tmp_path / "f.h5")
+    assert code == 1
+    assert f"pass {tmp_path / 'src' / instead} instead" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_one_class_with_images_of_its_own_and_folders_is_fine(tmp_path: Path):
+    write_classes(tmp_path / "src", {"cat": 2, "cat/kittens": 2})
+    assert scan(tmp_path / "src").class_names == ["cat"]
+
+
+def test_wrong_folders_are_named(tmp_path: Path):
+    with pytest.raises(SourceError, match="does not exist"):
+        open_source(tmp_path / "missing")
+    (tmp_path / "flat").mkdir()
+    picture(0).save(tmp_path / "flat" / "a.png")
+    with pytest.raises(SourceError, match="holds 1 files but no class folders"):
+        open_source(tmp_path / "flat")
+    (tmp_path / "hollow" / "cat").mkdir(parents=True)
+    with pytest.raises(SourceError, match=r"holds no images \(its 1 folders are empty\)"):
+        open_source(tmp_path / "hollow")
+    (tmp_path / "text.bin").write_text("?")
+    with pytest.raises(SourceError, match="is not a folder, a zip, a tar"):
+        open_source(tmp_path / "text.bin")
+
+
+def test_links_are_followed_once_and_real_folders_come_first(tmp_path: Path):
+    source = write_classes(tmp_path / "src", {"zebra": 2, "cat": 1})
+    outside = write_classes(tmp_path / "outside", {"owl": 2})
+    (source / "alias").symlink_to(source / "zebra", target_is_directory=True)
+    (source / "owl").symlink_to(outside / "owl", target_is_directory=True)
+    (source / "zebra" / "again").symlink_to(source, target_is_directory=True)
+    (source / "cat" / "linked.png").symlink_to(outside / "owl" / "0000.png")
+    listing = scan(source)
+    assert listing.class_counts == {"zebra": 2, "cat": 2, "owl": 2}
+    reasons = {problem.path: problem.reason for problem in listing.problems}
+    assert reasons == {
+        "alias": "the same folder as zebra, read once",
+        "zebra/again": "the same folder as ., read once",
+    }
+
+
+def test_names_in_any_script_and_two_spellings_of_one_name(tmp_path: Path):
+    write_classes(tmp_path / "src", {"ネコ": 1, "собака": 1, "cafe\u0301": 1, "caf\u00e9": 1, "🦎": 1, "a b\t": 1})
+    listing = scan(tmp_path / "src")
+    assert listing.class_names == sorted(["ネコ", "собака", "caf\u00e9", "🦎", "a b\t"])
+    assert listing.class_counts["caf\u00e9"] == 2
+
+
+def test_clutter_is_passed_over(pets: Path):
+    for name in (".DS_Store", "cat/._0000.png", "cat/Thumbs.db", "__MACOSX/cat/._x.png"):
+        (pets / name).parent.mkdir(parents=True, exist_ok=True)
+        (pets / name).write_bytes(b"clutter")
+    listing = scan(pets)
+    assert len(listing.files) == 12
+    assert listing.problems == []
+
+
+def zip_of(folder: Path, target: Path, prefix: str = "", method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(target, "w", method) as archive:
+        for path in sorted(folder.rglob("*.png"), reverse=True):
+            archive.write(path, prefix + str(path.relative_to(folder)))
+    return target
+
+
+def tar_of(folder: Path, target: Path, prefix: str = "", mode: str = "w") -> Path:
+    with tarfile.open(target, mode) as archive:
+        for path in sorted(folder.rglob("*.png"), reverse=True):
+            archive.add(path, prefix + str(path.relative_to(folder)))
+    return target
+
+
+def tar_of_tars(folder: Path, target: Path) -> Path:
+    with tarfile.open(target, "w") as outer:
+        for class_folder in sorted(folder.iterdir(), reverse=True):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as archive:
+                for path in sorted(class_folder.iterdir()):
+                    archive.add(path, path.name)
+            info = tarfile.TarInfo(class_folder.name + ".tar")
+            info.size = inner.tell()
+            inner.seek(0)
+            outer.addfile(info, inner)
+    return target
+
+
+ARCHIVES = {
+    "pets.zip": zip_of,
+    "stored.zip": lambda folder, target: zip_of(folder, target, method=zipfile.ZIP_STORED),
+    "with-a-top-folder.zip": lambda folder, target: zip_of(folder, target, "top/"),
+    "pets.tar": tar_of,
+    "with-a-dot.tar": lambda folder, target: tar_of(folder, target, "./top/"),
+    "of-tars.tar": tar_of_tars,
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_gives_what_its_folder_gives(name: str, workers: int, tmp_path: Path, command):
+    pets = write_classes(tmp_path / "pets", {"cat": 30, "axolotl": 20, "dog": 20})
+    archive = ARCHIVES[name](pets, tmp_path / name)
+    for source, out in ((pets, "folder.h5"), (archive, "archive.h5")):
+        code, _, err = command(source, "--size", 8, "--workers", workers, "--out", tmp_path / out, "--no-report")
+        assert (code, err) == (0, "")
+    folder, archived = open_dataset(tmp_path / "folder.h5"), open_dataset(tmp_path / "archive.h5")
+    assert archived.header == folder.header
+    assert archived.sources == folder.sources
+    assert list(tmp_path.glob("*/axolotl")) == [pets / "axolotl"]  # nothing was unpacked
+
+
+def test_damaged_and_compressed_archives_are_named(pets: Path, tmp_path: Path, command):
+    packed = tar_of(pets, tmp_path / "pets.tar.gz", mode="w:gz")
+    with pytest.raises(SourceError, match="compressed tar"):
+        open_source(packed)
+    archive = zip_of(pets, tmp_path / "pets.zip", method=zipfile.ZIP_STORED)
+    data = bytearray(archive.read_bytes())
+    at = data.index((pets / "dog" / "0003.png").read_bytes())
+    data[at + 50] ^= 0xFF
+    archive.write_bytes(data)
+    code, out, _ = command(archive, "--size", 8, "--out", tmp_path / "f.h5")
+    assert code == 0
+    assert "dog/0003.png: cannot be read from the archive: Bad CRC-32" in out
+
+
+def test_a_path_twice_in_an_archive_counts_once(tmp_path: Path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for seed in (1, 2):
+            data = encoded(picture(seed), "PNG")
+            info = tarfile.TarInfo("cat/same.png")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    source = open_source(tmp_path / "x.tar")
+    assert [problem.reason for problem in source.listing.problems] == ["twice in the archive: the last one is used"]
+    assert source.reader.read(source.listing.files[0]) == encoded(picture(2), "PNG")
+
+
+def write_list(pets: Path, kind: str) -> Path:
+    pairs = [(f"{path.parent.name}/{path.name}", path.parent.name) for path in sorted(pets.rglob("*.png"))]
+    target = pets / f"list.{kind}"
+    if kind == "jsonl":
+        target.write_text("\n".join(json.dumps({"path": path, "class": label}) for path, label in pairs))
+    else:
+        mark = "\t" if kind == "tsv" else ","
+        head = "" if kind == "tsv" else f"path{mark}class\n"
+        target.write_text(head + "\n".join(mark.join(pair) for pair in pairs), encoding="utf-8-sig")
+    return target
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_lists_name_paths_and_classes(kind: str, pets: Path):
+    source = open_source(write_list(pets, kind))
+    assert [file.class_name for file in source.listing.files] == EXPECTED
+    assert source.reader.read(source.listing.files[0]) == (pets / "axolotl" / "0000.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.csv", "cat/0000.png\n", "line 1: expected path,class"),
+        ("x.csv", "cat/0000.png,a\ncat/0000.png,b\n", "line 2: .* is of class 'b' here and 'a' before"),
+        ("x.csv", "nowhere.png,a\n", "names no file that exists"),
+        ("x.jsonl", '{"path": 3}\n', "line 1: expected"),
+        ("x.jsonl", '{"path": "a\\u0000", "class": "b"}\n', "line 1: .*characters that no name can hold"),
+        ("x.jsonl", '{"path": "a", "class": "\\ud800"}\n', "line 1: .*characters that no name can hold"),
+    ],
+)
+def test_wrong_lists_name_the_line(name: str, text: str, message: str, pets: Path):
+    (pets / name).write_text(text)
+    with pytest.raises(SourceError, match=message):
+        open_source(pets / name)
+
+
+def test_a_list_tells_which_files_are_missing(pets: Path):
+    (pets / "x.csv").write_text("cat/0000.png,a\ncat/gone.png,a\n")
+    listing = open_source(pets / "x.csv").listing
+    assert [tuple(problem) for problem in listing.problems] == [
+        ("cat/gone.png", "in x.csv, but no such file or directory")
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_label_files_keep_their_numbers_in_order(packed: bool, tmp_path: Path, command):
+    folder = tmp_path / "set"
+    (folder / "00000").mkdir(parents=True)
+    labels = [[f"00000/img{index:08d}.png", 11 - index] for index in range(12)]
+    for seed, (name, _) in enumerate(labels):
+        picture(seed, 8, 8).save(folder / name)
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    source = folder
+    if packed:
+        source = zip_of(folder, tmp_path / "set.zip")
+        with zipfile.ZipFile(source, "a") as archive:
+            archive.write(folder / "dataset.json", "dataset.json")
+    assert command(source, "--size", 8, "--out", tmp_path / "f.h5")[0] == 0
+    layout = open_dataset(tmp_path / "f.h5")
+    assert layout.class_names == [f"{number:02d}" for number in range(12)]
+    assert layout.labels.tolist() == list(range(12))
+    np.testing.assert_array_equal(layout.open_images()[0], np.asarray(picture(11, 8, 8)))
+
+
+def test_a_label_file_without_labels_leaves_the_folders_to_speak(pets: Path):
+    (pets / "dataset.json").write_text('{"labels": null}')
+    assert open_source(pets).listing.class_names == ["axolotl", "cat", "dog"]
+    (pets / "dataset.json").write_text('{"labels": [["a.png", "x"]]}')
+    with pytest.raises(SourceError, match="cannot be understood"):
+        open_source(pets)
+
+
+def test_a_folder_that_cannot_be_read_is_listed(pets: Path):
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (pets / "dog").chmod(0)
+    assert any("permission denied" in problem.reason for problem in scan(pets).problems)
