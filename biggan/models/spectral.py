@@ -183,7 +183,11 @@ class SpectralUpdate:
 
     @staticmethod
     def _weight_gradient(leaf: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-        """dL/dW = (G - <G, W_sn> u^T v) / sigma, in the shape of the weight."""
+        """dL/dW = (G - <G, W_sn> u^T v) / sigma, in the shape and memory format of the weight.
+
+        The memory format matters: fused Adam pairs the numbers of gradient and weight as they lie in memory.
+        """
         grad = leaf.grad.flatten(1)
         inner = (grad * leaf.flatten(1)).sum()
-        return ((grad - inner * torch.outer(u, v)) / sigma).view_as(leaf)
+        grad = (grad - inner * torch.outer(u, v)) / sigma
+        return torch.empty_like(leaf).copy_(grad.view_as(leaf))
