@@ -169,11 +169,11 @@ class SpectralUpdate:
 
     @torch.no_grad()
     def gradients(self) -> list[tuple[SpectralLayer, Tensor]]:
-        """What the leaves' gradients so far mean for the weights of their layers."""
+        """What the leaves' gradients so far mean for the weights of their layers; none outside of an update."""
         return [
             (layer, self._weight_gradient(layer.leaf, left[0], right[0], sigma))
-            for layer, (left, right, sigma) in zip(self.layers, self._factors, strict=True)
-            if layer.leaf is not None and layer.leaf.grad is not None
+            for layer, (left, right, sigma) in zip(self.layers, self._factors, strict=bool(self._factors))
+            if layer.leaf.grad is not None
         ]
 
     def discard(self) -> None:

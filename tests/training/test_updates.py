@@ -59,7 +59,7 @@ def latents(count, seed=2, dtype=torch.float64):
 def cut(batch, micro_batch):
     """The batch in micro-batches, the last one shorter if need be."""
     spans = micro_batches(0, len(batch[0]), micro_batch)
-    return [type(batch)(*(t[s.start : s.start + s.count] for t in batch)) for s in spans]
+    return [type(batch)(*(t if t is None else t[s.start : s.start + s.count] for t in batch)) for s in spans]
 
 
 def tensors(engine):
@@ -176,3 +176,20 @@ def test_bfloat16_images_train_in_float32_weights(family):
     engine.update_generator([latents(4, dtype=torch.float32)], 4, updates=1)
     assert {t.dtype for t in tensors(engine)} == {torch.float32}
     assert all(t.isfinite().all() for t in tensors(engine))
+
+
+@pytest.mark.parametrize("family", ["biggan", "deep"])
+def test_fused_adam_in_channels_last_takes_the_plain_step(family):
+    """Fused Adam pairs weights and gradients as they lie in memory, whatever their strides say."""
+    engines = []
+    for fused in (False, True):
+        engine = make(family)
+        for player in (engine.generator, engine.discriminator):
+            if fused:
+                player.model.to(memory_format=torch.channels_last)
+            player.optimizer = torch.optim.Adam(player.model.parameters(), lr=0.01, betas=(0.0, 0.9), fused=fused)
+        engine.update_discriminator([real_images(4)], 4)
+        engine.update_generator([latents(4)], 4, updates=1)
+        engines.append(engine)
+    weights = [t for t in engines[1].discriminator.model.state_dict().values() if t.is_floating_point()]
+    assert_close(weights, [t for t in engines[0].discriminator.model.state_dict().values() if t.is_floating_point()])
