@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)  # the consumer's
+    torch.set_num_threads(1)  # as in the prefetching thread
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
             for store in options.stores:

@@ -3,9 +3,8 @@
 `open_data` checks everything that can be checked before training starts. `ImageData.read` is safe to call from many
 threads at once, uses no shared memory, and several processes that read one file share the page cache.
 
-Raw files are read with positional reads at the offset of the contiguous image block rather than through a memory
-map: it is as fast from the page cache, and a file that is cut short or lost while in use gives an error that names
-it, where a memory map would end the process with a bus error.
+Raw files are memory-mapped. A file that was cut short under the map would end the process with a bus error, so every
+read first looks whether the file is still what it was, and gives an error that names it if not.
 """
 
 import hashlib
@@ -58,10 +57,13 @@ class ImageData:
         """Images of each class, int64 [K]."""
         return np.bincount(self.labels, minlength=len(self.class_names))
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Images of the given rows, in that order: uint8 [m, H, W, 3]. Raises `DatasetError`."""
+    decodes = False  # whether reading is work for several threads, or only copying
+
+    def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Images of the given rows, in that order: uint8 [m, H, W, 3], into `out` if given. Raises `DatasetError`."""
         rows = np.asarray(rows)
-        out = np.empty((len(rows), self.resolution, self.resolution, 3), dtype=np.uint8)
+        if out is None:
+            out = np.empty((len(rows), self.resolution, self.resolution, 3), dtype=np.uint8)
         self.read_into(out, np.arange(len(rows)), rows)
         return out
 
@@ -110,32 +112,35 @@ class _FileData(ImageData):
 
 
 class RawData(_FileData):
-    """A data file with the store "raw"."""
+    """A data file with the store "raw", memory-mapped."""
 
     def __init__(self, layout: schema.Layout):
         super().__init__(layout)
-        self._offset = layout.image_offset
-        self._stride = self.resolution * self.resolution * 3
-        self._descriptor = os.open(layout.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._images = layout.open_images()
+        self._offset, self._stride = layout.image_offset, self.resolution**2 * 3
+        self._descriptor = os.open(layout.path, os.O_RDONLY)
+
+    def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """See `ImageData.read`."""
+        rows = np.asarray(rows)
+        self._watch.check()
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.labels):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self.labels)}")
+        self._announce(rows)
+        return np.take(self._images, rows, axis=0, out=out, mode="clip")
+
+    def _announce(self, rows: np.ndarray) -> None:
+        """Let the system fetch all rows that are not in memory at once, in the order of the disk."""
+        if hasattr(os, "posix_fadvise"):
+            for row in np.sort(rows).tolist():
+                begin = self._offset + row * self._stride
+                os.posix_fadvise(self._descriptor, begin, self._stride, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
-        self._watch.check()
-        targets = out.reshape(len(out), self._stride)
-        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-            if not 0 <= row < len(self.labels):
-                raise IndexError(f"row {row} of {len(self.labels)}")
-            try:
-                got = os.preadv(self._descriptor, [targets[place]], self._offset + row * self._stride)
-            except OSError as error:
-                raise DatasetError(f"{self.path} cannot be read: {error.strerror}.") from error
-            if got != self._stride:
-                raise DatasetError(
-                    f"{self.path} is cut short: image {row} has {got} of {self._stride} bytes; put the original "
-                    "back, then resume."
-                )
+        out[places] = self.read(rows)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; the map goes with its last reader."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -143,6 +148,8 @@ class RawData(_FileData):
 
 class EncodedData(_FileData):
     """A data file whose images are PNG, WebP or JPEG files, decoded as they are read."""
+
+    decodes = True
 
     def __init__(self, layout: schema.Layout):
         super().__init__(layout)
@@ -173,10 +180,11 @@ class FolderData(ImageData):
     def __init__(self, root: Path, resolution: int, crop: str, filter: str):
         listing = scan(root)
         self._root, self._crop, self._filter = root, crop, filter
+        self.decodes = len(listing.entries) * resolution * resolution * 3 > MEMORY_BYTES
         self._memory: np.ndarray | None = None
         entries = listing.entries
         self.resolution = resolution
-        if len(entries) * resolution * resolution * 3 <= MEMORY_BYTES:
+        if not self.decodes:
             self._memory = np.empty((len(entries), resolution, resolution, 3), dtype=np.uint8)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             results = list(pool.map(self._examine, range(len(entries)), [path for path, _ in entries]))
@@ -236,6 +244,7 @@ class JoinedData(ImageData):
         self.weights = tuple(float(weight) for weight in weights)
         self.fingerprint = hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
         self.problems = [problem for member in members for problem in member.problems]
+        self.decodes = any(member.decodes for member in members)
         self._members = list(members)
         self._ends = np.cumsum([len(member) for member in members])
 

@@ -52,7 +52,7 @@ def test_another_size_is_refused_with_the_command_that_makes_it(raw):
 
 
 def test_rows_out_of_range_are_a_bug_and_no_image(raw):
-    with pytest.raises(IndexError, match="row 20 of 20"):
+    with pytest.raises(IndexError, match="rows 20 to 20 of 20"):
         open_data(raw[0]).read(np.array([20]))
 
 
@@ -136,15 +136,6 @@ def test_a_file_that_is_cut_short_during_the_run_is_named(make_file, store):
         file.truncate(2000)
     with pytest.raises(DatasetError, match=r"pets-16\.h5 was changed during the run"):
         data.read(np.arange(20))
-
-
-def test_a_short_read_is_an_error_whatever_the_file_says(raw, monkeypatch):
-    data = open_data(raw[0])
-    monkeypatch.setattr(data._watch, "check", lambda: None)
-    with open(raw[0], "r+b") as file:
-        file.truncate(2000)
-    with pytest.raises(DatasetError, match="is cut short: image 19 has 0 of 768 bytes"):
-        data.read(np.array([19]))
 
 
 def test_a_file_that_is_replaced_whole_is_read_on_as_it_was(make_file, raw, tmp_path):
