@@ -4,7 +4,7 @@
 import argparse
 import importlib
 
-SUBJECTS = {"order": "bench_order", "latents": "bench_latents", "loader": "bench_loader"}
+SUBJECTS = {"order": "bench_order", "latents": "bench_latents", "loader": "bench_loader", "build": "bench_build"}
 
 
 def main() -> None:

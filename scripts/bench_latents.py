@@ -22,9 +22,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{count:,} x {dim} normals: {ours * 1e3:.1f} ms   (must be under 12)")
     print(f"  numpy's sequential generator, which no position can be asked of: {plain * 1e3:.1f} ms")
     waited, total = consume(count, dim, busy=5 * ours)
-    print(
-        f"  prefetched for a consumer that works {5 * ours * 1e3:.0f} ms on each: {waited / total:.2%} of its time waiting"
-    )
+    print(f"  prefetched, a consumer that works {5 * ours * 1e3:.0f} ms on each waits {waited / total:.2%} of its time")
 
 
 def fastest(draw, count: int, repeats: int = 30) -> float:

@@ -57,8 +57,8 @@ def measure(path: Path, options: argparse.Namespace) -> None:
             rates[kind].append(rate(fetch, batch, len(data)))
     medians = {kind: float(np.median(found)) for kind, found in rates.items()}
     print(f"{name}, batch {batch}: {what} {medians['simple']:,.0f} images/s")
-    for kind in ("flipped", "as they are"):
-        bound = "   (must be over 50%)" if layout.header.store == "raw" else ""
+    for kind in ("as they are", "flipped"):
+        bound = "   (must be over 50%)" if kind == "as they are" and layout.header.store == "raw" else ""
         print(f"  loader, {kind}: {medians[kind]:,.0f} images/s = {medians[kind] / medians['simple']:.0%}{bound}")
     busy = 3 * batch / medians["flipped"]
     waited, total = consume(loader, batch, busy)

@@ -31,9 +31,9 @@ def run(options: argparse.Namespace) -> None:
         bound = "   (must be over 10)" if chunk == 16_384 else ""
         print(f"  chunks of {chunk:>6,}:  {throughput(n, position, chunk) / 1e6:.1f} M rows/s{bound}")
     table(1_280_000)
-    print("4 processes become 8 in mid-epoch, n = 10,000, batch 64; images lost and repeated in that epoch:")
-    print("  torch DistributedSampler, resumed at its batch:  {} lost, {} repeated".format(*strided(10_000, 64)))
-    print("  Sampler:                                         {} lost, {} repeated".format(*addressed(10_000, 64)))
+    print("4 processes of 16 images each become 8 in mid-epoch, n = 10,000; images of that epoch lost and repeated:")
+    print("  torch DistributedSampler, resumed at its batch:  {:,} lost, {:,} repeated".format(*strided(10_000, 16)))
+    print("  Sampler:                                         {:,} lost, {:,} repeated".format(*addressed(10_000, 16)))
 
 
 def resuming(n: int, state: dict, repeats: int = 200) -> tuple[float, int]:
@@ -76,35 +76,31 @@ def table(n: int) -> None:
     for start in range(0, n, 16_384):
         order[np.arange(start, min(start + 16_384, n))]
     computed = time.perf_counter() - began
-    print(
-        f"a whole epoch of {n:,}: {computed / shuffled:.1f} times numpy's permutation, without its {8 * n / 1e6:.0f} MB"
-    )
+    memory = 8 * n / 1e6
+    print(f"an epoch of {n:,} takes {computed / shuffled:.1f} times as long as numpy's permutation of {memory:.0f} MB")
 
 
-def strided(n: int, batch: int) -> tuple[int, int]:
-    """Lost and repeated images of an epoch with the usual sampler, which is resumed by skipping batches."""
+def strided(n: int, share: int) -> tuple[int, int]:
+    """Lost and repeated images of an epoch with the usual sampler, which is resumed by skipping as many batches."""
     used: list[int] = []
-    steps = n // batch // 2
-    for processes, first, last in ((4, 0, steps), (8, steps, n // batch)):
+    done = n // (4 * share) // 2
+    for processes, batches in ((4, slice(0, done)), (8, slice(done, None))):
         for rank in range(processes):
-            sampler = DistributedSampler(range(n), processes, rank, shuffle=True, seed=0, drop_last=True)
-            share = batch // processes
-            used += list(sampler)[first * share : last * share]
+            rows = list(DistributedSampler(range(n), processes, rank, shuffle=True, seed=0))
+            used += rows[(batches.start * share) : (batches.stop * share if batches.stop else None)]
     counts = np.bincount(used, minlength=n)
     return int((counts == 0).sum()), int((counts > 1).sum())
 
 
-def addressed(n: int, batch: int) -> tuple[int, int]:
-    """The same with positions; the last batch of the epoch is shared with the next."""
+def addressed(n: int, share: int) -> tuple[int, int]:
+    """The same with positions; the last batch of the epoch runs on into the next, whose images are not counted."""
     sampler = Sampler(n, 0)
     used: list[int] = []
+    done = n // (4 * share) // 2 * 4 * share
     while sampler.position < n:
-        processes = 4 if sampler.position < n // 2 else 8
-        share = batch // processes
+        processes = 4 if sampler.position < done else 8
         for rank in range(processes):
             used += sampler.rows(sampler.position + rank * share, share).tolist()
-        sampler.advance(batch)
-    in_epoch = sampler.rows(0, n)
-    assert sorted(used[: n // batch * batch]) == sorted(in_epoch[: n // batch * batch].tolist())
-    counts = np.bincount(in_epoch, minlength=n)
+        sampler.advance(processes * share)
+    counts = np.bincount(used[:n], minlength=n)
     return int((counts == 0).sum()), int((counts > 1).sum())
