@@ -185,9 +185,11 @@ def test_a_reported_sum_that_the_replay_does_not_give_is_found(run):
 
 def test_a_history_that_begins_late_is_found(run):
     run.session([30] * 5)
-    run.session([30] * 5)
+    run.session([30])
     rewrite(run, lambda lines: lines[lines.index(next(x for x in lines if x["kind"] == "end")) + 1 :])
-    assert "begins at image 150" in audit_run(run.directory).problems[0]
+    report = audit_run(run.directory)
+    assert "begins at image 150" in report.problems[0]
+    assert str(report.epochs[0]).endswith("wrong: its first image is 100, but the history has it from 150 on")
 
 
 def test_what_is_not_a_run_is_named(tmp_path):
