@@ -28,6 +28,7 @@ class DataConfig:
     weights: tuple[float, ...] = ()  # how often each of several data sets is drawn from; () = as they are
     sampling: Literal["natural", "balanced", "tempered"] = "natural"
     alpha: float = 0.5  # tempered: class frequency ** alpha
+    join: Literal["next", "current"] = "next"  # the epoch that images added to the data set come in with
     flip: bool = True  # mirror every other image, at random
     fake_labels: Literal["uniform", "data"] = "uniform"  # classes of the generated images
 
