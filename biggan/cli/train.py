@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from biggan.cli import UsageError, run_command
-from biggan.config import Config, ConfigError, load_config, preset_names
+from biggan.config import Config, ConfigError, RunConfig, load_config, preset_names
 
 WEIGHTS = Path("weights")
 DATA = Path("data")
@@ -37,6 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--micro-batch", type=int, metavar="N", help="images per device and pass (train.micro_batch)")
     add("--d-accumulation", type=int, metavar="K", help="micro-batches per device in a discriminator update")
     add("--g-accumulation", type=int, metavar="K", help="the same for the generator")
+    add("--save-every", metavar="N", help="when to save: 500000 (real images), or 20min; replaces the config's cadence")
+    add("--rollback", type=int, metavar="STEP", help="first go back to the checkpoint after STEP generator updates")
+    add("--checkpointing", action="store_true", help="less memory for more time (train.checkpointing)")
     add("--dry-run", action="store_true", help="resolve and check everything, print it, and stop")
     add("--audit", metavar="RUN", help="replay the recorded history of a run and report on every epoch, then stop")
     return parser
@@ -59,7 +62,7 @@ def train(args: argparse.Namespace) -> int:
         print(config.to_toml())
         print(summary(config, data, run))
         return 0
-    return start(config, data, run)
+    return start(config, data, run, args.rollback)
 
 
 def resolve_config(args: argparse.Namespace) -> tuple[Config, str]:
@@ -72,7 +75,21 @@ def resolve_config(args: argparse.Namespace) -> tuple[Config, str]:
     config = load_config(source, args.set)
     if args.data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=tuple(args.data)))
+    if args.checkpointing:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpointing=True))
+    if args.save_every:
+        config = dataclasses.replace(config, run=save_cadence(config.run, args.save_every))
     return apply_batch_flags(config, args, int(os.environ.get("WORLD_SIZE", "1"))), Path(source).stem
+
+
+def save_cadence(run: RunConfig, text: str) -> RunConfig:
+    """Saving every so many real images, or every so many minutes, and for no other reason."""
+    match = re.fullmatch(r"([\d_]+|\d*\.?\d+)\s*(min)?", text)
+    amount = float(match[1]) if match else 0
+    if not amount or (not match[2] and amount != int(amount)):
+        raise UsageError(f"--save-every {text}: it must be a number of real images, or minutes such as 20min")
+    minutes = amount if match[2] else 0.0
+    return dataclasses.replace(run, save_every=0, save_images=0 if minutes else int(amount), save_minutes=minutes)
 
 
 def apply_batch_flags(config: Config, args: argparse.Namespace, processes: int) -> Config:
@@ -129,26 +146,41 @@ def summary(config: Config, data, run: Path) -> str:
     )
 
 
-def start(config: Config, data, run: Path) -> int:
+def start(config: Config, data, run: Path, rollback: int | None) -> int:
+    """Train in all processes of a launch; the first holds the lock and decides where to go on."""
     from accelerate import Accelerator
 
+    from biggan.training.distributed import Group
     from biggan.training.runlog import exclusive
 
     accelerator = Accelerator()
-    if not accelerator.is_main_process:
-        return run_training(config, data, run, accelerator)
-    with exclusive(run):
-        return run_training(config, data, run, accelerator)
+    group = Group(accelerator.device, accelerator.process_index, accelerator.num_processes)
+    run = Path(group.from_first(str(run)))
+    with exclusive(run) if group.first else contextlib.nullcontext():
+        checkpoint = group.from_first(choose_checkpoint(run, rollback) if group.first else None)
+        return run_training(config, data, run, accelerator, checkpoint, rolled_back=rollback is not None)
 
 
-def run_training(config: Config, data, run: Path, accelerator) -> int:
+def choose_checkpoint(run: Path, rollback: int | None) -> Path | None:
+    """The newest whole checkpoint; with `rollback` that of the given update, and newer ones are set aside."""
+    from biggan.training.checkpoint import find_checkpoint, newest_checkpoint, remove_unfinished, set_aside_after
+
+    remove_unfinished(run)
+    if rollback is None:
+        return newest_checkpoint(run, report=lambda text: print(f"warning: {text}"))
+    checkpoint = find_checkpoint(run, rollback)
+    for path in set_aside_after(run, checkpoint):
+        print(f"set aside {path}")
+    return checkpoint
+
+
+def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path | None, rolled_back: bool) -> int:
     from biggan.sampling.sheets import SampleSheet
-    from biggan.training.checkpoint import newest_checkpoint, read_state, remove_unfinished, replace_text
+    from biggan.training.checkpoint import read_state, replace_text
     from biggan.training.runlog import RunLog, Silent
     from biggan.training.trainer import Trainer
 
     say = print if accelerator.is_main_process else lambda text: None
-    checkpoint = newest_checkpoint(run, report=lambda text: say(f"warning: {text}"))
     state = read_state(checkpoint) if checkpoint else None
     if state:
         check_model(config, state, checkpoint)
@@ -157,19 +189,19 @@ def run_training(config: Config, data, run: Path, accelerator) -> int:
     if state:
         trainer.restore(checkpoint, state)
     if accelerator.is_main_process:
-        remove_unfinished(run)
         replace_text(run / "config.toml", config.to_toml())
     say(config.to_toml())
     say(summary(config, data, run))
     say(describe_machine(trainer))
     if state:
         say(f"resuming {checkpoint}: {trainer.updates:,} updates, {trainer.images_seen:,} images seen")
-    if trainer.images_seen >= config.train.images:
+    if trainer.finished:
         say(f"{run} is finished; to go on, raise train.images with --set train.images=N")
         return 0
     log = RunLog(run, config.train.images, trainer.images_seen) if accelerator.is_main_process else Silent()
     with contextlib.closing(log):
-        log.event("start", update=trainer.updates, images_seen=trainer.images_seen, config=config.to_dict())
+        place = {"update": trainer.updates, "images_seen": trainer.images_seen}
+        log.event("start", **place, rolled_back=rolled_back, processes=trainer.processes, config=config.to_dict())
         finished = trainer.train(log)
         log.event("end" if finished else "stop", update=trainer.updates, images_seen=trainer.images_seen)
     if finished:

@@ -14,7 +14,9 @@ architecture and the class names, so that each is useful on its own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -29,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FORMAT = 1
+SCORES = "scores.json"
 MODEL_FILES = ("generator", "generator_ema", "discriminator")
 
 
@@ -55,48 +58,130 @@ def list_checkpoints(run: Path) -> list[Path]:
 def save_checkpoint(
     run: Path,
     name: str,
-    models: dict[str, nn.Module],
+    models: dict[str, nn.Module] | dict[str, dict[str, Tensor]],
     optimizer_state: dict[str, Tensor],
     state: dict[str, Any],
     description: dict[str, Any],
     keep: int,
+    keep_best: int = 0,
+    metric: str = "",
 ) -> Path:
-    """Write a checkpoint and remove all but the newest `keep`.
+    """Write a checkpoint and remove all but the newest `keep` and the best `keep_best`.
 
     `description` (architecture, class names, data set, cursor) goes into the header of each model file. Raises OSError
     when the disk is full or not writable; the checkpoints that exist are untouched then.
     """
     directory = run / "checkpoints"
-    final = directory / name
-    staging = directory / f".{name}.writing"
+    final, staging = directory / name, directory / f".{name}.writing"
     directory.mkdir(parents=True, exist_ok=True)
     remove_unfinished(run)
+    files = {file: m.state_dict() if isinstance(m, nn.Module) else m for file, m in models.items()}
+    check_space(directory, [*files.values(), optimizer_state])
     staging.mkdir()
     try:
-        for file, model in models.items():
-            write_tensors(staging / f"{file}.safetensors", model.state_dict(), description | {"holds": file})
+        for file, tensors in files.items():
+            write_tensors(staging / f"{file}.safetensors", tensors, description | {"holds": file})
         write_tensors(staging / "optimizers.safetensors", optimizer_state, {})
         checksums = {path.name: sha256(path) for path in sorted(staging.iterdir())}
         text = json.dumps({"format": FORMAT, **state, "description": description, "sha256": checksums}, indent=1)
         write_text_synced(staging / "state.json", text)
         sync_directory(staging)
-        if final.exists():  # the same step again, after a roll-back
-            shutil.rmtree(final)
-        staging.rename(final)
-        sync_directory(directory)
+        _put_in_place(staging, final)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     replace_text(directory / "latest", name + "\n")
-    for old in list_checkpoints(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    prune(run, keep, keep_best, metric)
     return final
 
 
+def check_space(directory: Path, tensors: list[dict[str, Tensor]]) -> None:
+    """Raise OSError if the disk has no room for the tensors."""
+    needed = sum(t.nbytes for group in tensors for t in group.values()) + 2**20
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        text = f"a checkpoint takes {needed / 2**20:,.0f} MiB, but only {free / 2**20:,.0f} MiB are free"
+        raise OSError(errno.ENOSPC, text, str(directory))
+
+
+def _put_in_place(staging: Path, final: Path) -> None:
+    """Rename; a checkpoint of the same name is kept until the new one stands in its place."""
+    replaced = final.with_name(f".{final.name}.replaced")
+    if final.exists():
+        final.rename(replaced)
+    staging.rename(final)
+    sync_directory(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def prune(run: Path, keep: int, keep_best: int = 0, metric: str = "") -> None:
+    """Remove all checkpoints but the newest `keep` and the `keep_best` with the best score.
+
+    The lowest score is the best, or, if `metric` begins with "-", the highest.
+    """
+    newest_first = list_checkpoints(run)
+    name, sign = metric.lstrip("-"), -1 if metric.startswith("-") else 1
+    scored = [(sign * score, path) for path in newest_first if (score := read_scores(path).get(name)) is not None]
+    best = {path for _, path in sorted(scored, key=lambda pair: pair[0])[:keep_best]}
+    for old in newest_first[keep:]:
+        if old not in best:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """What is known of a checkpoint's quality: the means of its log interval, and scores recorded since."""
+    try:
+        measured = json.loads((path / "state.json").read_text(encoding="utf-8")).get("scores", {})
+    except (OSError, ValueError):
+        return {}
+    with contextlib.suppress(OSError, ValueError):
+        measured |= json.loads((path / SCORES).read_text(encoding="utf-8"))
+    return measured
+
+
+def record_scores(path: Path, **scores: float) -> None:
+    """Note scores of a finished checkpoint, such as fid=12.3, for keeping the best."""
+    known: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((path / SCORES).read_text(encoding="utf-8"))
+    replace_text(path / SCORES, json.dumps(known | scores))
+
+
 def remove_unfinished(run: Path) -> None:
-    """Delete what a killed process left half-written."""
-    for leftover in (run / "checkpoints").glob(".step-*.writing"):
+    """Tidy up after a killed process: delete what is half-written, put back what was not replaced after all."""
+    directory = run / "checkpoints"
+    for leftover in directory.glob(".step-*.writing"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for replaced in directory.glob(".step-*.replaced"):
+        final = directory / replaced.name[1:].removesuffix(".replaced")
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(final)
+
+
+def set_aside_after(run: Path, checkpoint: Path) -> list[Path]:
+    """Take the checkpoints that are newer than this one out of the run's succession; they stay on the disk."""
+    moved = []
+    for path in list_checkpoints(run):
+        if path == checkpoint:
+            break
+        aside = next(p for i in itertools.count(1) if not (p := path.with_name(f"set-aside-{i}-{path.name}")).exists())
+        path.rename(aside)
+        moved.append(aside)
+    replace_text(run / "checkpoints" / "latest", checkpoint.name + "\n")
+    return moved
+
+
+def find_checkpoint(run: Path, updates: int) -> Path:
+    """The checkpoint after so many updates of the generator. Raises CheckpointError with those that there are."""
+    there = list_checkpoints(run)
+    for path in there:
+        if path.name == checkpoint_name(updates):
+            verify_checkpoint(path)
+            return path
+    steps = ", ".join(str(int(path.name[5:].partition(".")[0])) for path in reversed(there)) or "none"
+    raise CheckpointError(f"{run} holds no checkpoint of update {updates}; there are: {steps}")
 
 
 def newest_checkpoint(run: Path, report: Callable[[str], None]) -> Path | None:

@@ -49,7 +49,7 @@ class RunLog:
         self._file = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted here
 
-        self._curves = SummaryWriter(str(run / "tensorboard"))
+        self._curves = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen + 1)
         self._bar = tqdm(
             total=total_images,
             initial=images_seen,
@@ -90,6 +90,22 @@ class RunLog:
         self._bar.close()
         self._curves.close()
         self._file.close()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """All lines of a run's log, each with "superseded": whether the run went back behind it later.
+
+    A start or a rollback continues from its own "update"; what had been logged of later updates was done again.
+    """
+    lines: list[dict[str, Any]] = []
+    for text in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # torn when the machine died
+            line = json.loads(text)
+            if line["event"] in ("start", "rollback"):
+                for earlier in lines:
+                    earlier["superseded"] |= earlier.get("update", 0) > line["update"]
+            lines.append(line | {"superseded": False})
+    return lines
 
 
 def _in_short(values: dict[str, float]) -> str:

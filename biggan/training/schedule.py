@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 
@@ -19,6 +19,14 @@ class Request(NamedTuple):
     player: str  # "d" or "g"
     start: int
     count: int
+    partners: int = 0  # position of the first of as many real images, for a generator's loss between pairs
+
+
+class Batches(NamedTuple):
+    """Images per update of the discriminator and latents per update of the generator."""
+
+    d: int
+    g: int
 
 
 def micro_batches(start: int, batch_size: int, micro_batch: int, rank: int = 0, processes: int = 1) -> list[Span]:
@@ -37,8 +45,7 @@ def upcoming(
     images_seen: int,
     latents_seen: int,
     phase: int,
-    batch_size: int,
-    g_batch_size: int,
+    batches: Callable[[int], Batches],
     micro_batch: int,
     d_steps: int,
     rank: int = 0,
@@ -46,14 +53,18 @@ def upcoming(
 ) -> Iterator[Request]:
     """All micro-batches that this process will ask for, in order, without end.
 
-    `phase` is how many discriminator updates of the present step are done already.
+    `phase` is how many discriminator updates of the present step are done already; `batches` gives the batches of an
+    update that begins at a position.
     """
     while True:
         for _ in range(phase, d_steps):
+            batch_size = batches(images_seen).d
             for span in micro_batches(images_seen, batch_size, micro_batch, rank, processes):
                 yield Request("d", *span)
             images_seen += batch_size
-        for span in micro_batches(latents_seen, g_batch_size, micro_batch, rank, processes):
-            yield Request("g", *span)
-        latents_seen += g_batch_size
+        batch_size = batches(images_seen).g
+        for span in micro_batches(latents_seen, batch_size, micro_batch, rank, processes):
+            # Images that the discriminator sees next: a position that is always known, whatever came before.
+            yield Request("g", *span, partners=images_seen + span.start - latents_seen)
+        latents_seen += batch_size
         phase = 0

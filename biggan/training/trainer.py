@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,71 +19,44 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from biggan import latents
-from biggan.config import Config
+from biggan.config import Config, ConfigError
 from biggan.data import audit
 from biggan.data.dataset import ImageData
 from biggan.data.loader import Loader, prefetched
 from biggan.data.sampler import Sampler
-from biggan.latents import Stream
-from biggan.models import build_discriminator, build_generator
+from biggan.training.batches import BatchSource
 from biggan.training.checkpoint import (
-    MODEL_FILES,
     CheckpointError,
     checkpoint_name,
-    load_model,
-    load_optimizer,
-    optimizer_tensors,
-    read_tensors,
+    list_checkpoints,
+    read_state,
     save_checkpoint,
+    set_aside_after,
+    verify_checkpoint,
 )
-from biggan.training.ema import Ema
+from biggan.training.distributed import Group
+from biggan.training.health import Alarm, Probe, Watch, largest_singular_value
+from biggan.training.interrupt import StopSignal
+from biggan.training.networks import Networks
+from biggan.training.pace import Pace
+from biggan.training.precision import resolve_precision, set_matrix_precision
 from biggan.training.runlog import RunLog, Silent
-from biggan.training.schedule import Request, micro_batches, upcoming
-from biggan.training.updates import Abandoned, DiscriminatorBatch, GeneratorBatch, Player, Updates
+from biggan.training.saving import BackgroundWriter, Written
+from biggan.training.schedule import micro_batches, upcoming
+from biggan.training.updates import Abandoned
+
+GROWTH_EVERY = 50  # updates between decisions of batch_schedule "auto"
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened, and what is saved."""
 
 
-class StopSignal:
-    """SIGINT and SIGTERM ask for a save and an end, SIGUSR1 for a save; a second SIGINT ends at once."""
-
-    def __enter__(self) -> StopSignal:
-        self.stop = self.save = False
-        self._previous = {
-            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if number == signal.SIGUSR1:
-            self.save = True
-            return
-        if self.stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop = True
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device multiplies it natively, else fp32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
-
-
 class Trainer:
     """One run: models, optimizers, data and position. `restore` continues a saved one, `train` runs to the end.
 
     `draw(generator, path)` makes a picture of fixed latents; it is called on the first process now and then.
+    `evaluate(generator)`, if given, is called before each save and gives scores for keeping the best checkpoints.
     """
 
     def __init__(
@@ -94,66 +66,33 @@ class Trainer:
         run: Path,
         accelerator: Accelerator,
         draw: Callable[[nn.Module, Path], None],
+        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     ):
-        self.config, self.data, self.run, self.accelerator, self.draw = config, data, run, accelerator, draw
+        self.config, self.data, self.run, self.draw, self.evaluate = config, data, run, draw, evaluate
         self.device = accelerator.device
-        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+        self.group = Group(self.device, accelerator.process_index, accelerator.num_processes)
         if config.train.statistics == "forward" and self.processes > 1:
-            raise ValueError("train.statistics = 'forward' repeats the reference trainer and needs a single process")
+            raise ConfigError("train.statistics = 'forward': this is the reference trainer's way, for one process only")
         self.precision = resolve_precision(config.train.precision, self.device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
-        self.sampler = Sampler.over(data, config.train.seed, config.data.sampling, config.data.alpha)
-        self.loader = Loader(data, self.sampler, config.train.seed, flip=config.data.flip)
-        self.updates = self.latents_seen = self.phase = 0
+        set_matrix_precision(self.precision)
+        self.sampler = Sampler.over(data, config.train.seed, config.data.sampling, config.data.alpha, config.data.join)
+        self.source = BatchSource(config, data, Loader(data, self.sampler, config.train.seed, flip=config.data.flip))
+        self.networks = Networks(config, self.group, self.precision)
+        self.pace = Pace(config)
+        self.watch = Watch(config.health, saturates=config.train.loss == "hinge")
+        self.probe = Probe(config.train.seed, config.model.dim_z, config.model.classes, self.device)
+        self.writer = BackgroundWriter()
+        self.updates = self.latents_seen = self.phase = self.rollbacks = 0
         self.change: str | None = None  # of the data or their sampling, since the checkpoint
-        self._build()
         self.log: RunLog | Silent = Silent()
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._scores: dict[str, float] = {}  # the last means that were logged
+        self._replan = False  # what was fetched ahead is not what comes next
 
-    def _build(self) -> None:
-        config = self.config
-        torch.manual_seed(config.train.seed)  # only for the initial weights; everything else is addressed by position
-        self.generator = build_generator(config.model).to(self.device, memory_format=torch.channels_last)
-        self.discriminator = build_discriminator(config.model).to(self.device, memory_format=torch.channels_last)
-        forward = config.train.statistics == "forward"
-        self.ema = Ema(self.generator, config.ema.decay, config.ema.start, average_vectors=forward)
-        for model in (self.generator, self.discriminator):
-            model.checkpointing = config.train.checkpointing
-        if config.train.compile:
-            self.generator.compile()
-            self.discriminator.compile()
-        self.g_player = self._player(self.generator, config.optim.g_lr, config.optim.g_ortho)
-        self.d_player = self._player(self.discriminator, config.optim.d_lr, config.optim.d_ortho)
-        self.engine = Updates(
-            self.g_player,
-            self.d_player,
-            self.ema,
-            loss=config.train.loss,
-            statistics=config.train.statistics,
-            reduce=self._reduce if self.processes > 1 else None,
-            autocast=self._autocast,
-        )
-
-    def _player(self, model: nn.Module, lr: float, ortho: float) -> Player:
-        optim = self.config.optim
-        adam = torch.optim.Adam(
-            model.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=self.device.type != "mps"
-        )
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        return Player(model, adam, ortho, scaler)
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
-
-    def _reduce(self, tensors: list[Tensor]) -> None:
-        """Sum over processes, as one flat message."""
-        flat = self.accelerator.reduce(torch.cat([t.flatten() for t in tensors]), reduction="sum")
-        parts = flat.split([t.numel() for t in tensors])
-        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
-
-    # -- state ------------------------------------------------------------------------------------------------------
+    @property
+    def processes(self) -> int:
+        return self.group.processes
 
     @property
     def images_seen(self) -> int:
@@ -161,7 +100,9 @@ class Trainer:
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        return dict(zip(MODEL_FILES, (self.generator, self.ema.model, self.discriminator), strict=True))
+        return self.networks.models
+
+    # -- state ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         return {
@@ -169,8 +110,13 @@ class Trainer:
             "phase": self.phase,
             "latents_seen": self.latents_seen,
             "sampler": self.sampler.state_dict(),
-            "scalers": {"g": self.g_player.scaler.state_dict(), "d": self.d_player.scaler.state_dict()},
+            "pace": self.pace.state_dict(),
+            "health": self.watch.state_dict(),
+            "healthy": self.watch.healthy,
+            "rollbacks": self.rollbacks,
+            "scores": {name: value for name, value in self._scores.items() if math.isfinite(value)},
             "config": self.config.to_dict(),
+            **self.networks.state_dict(),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -187,17 +133,15 @@ class Trainer:
     def restore(self, checkpoint: Path, state: dict[str, Any], override: bool = False) -> None:
         """Continue from a verified checkpoint. Raises ValueError if it is another model's or another data set's."""
         self._check_class_names(checkpoint, state)
-        for name, model in self.models.items():
-            tensors, _ = read_tensors(checkpoint / f"{name}.safetensors")
-            load_model(model, tensors, checkpoint / f"{name}.safetensors")
-        tensors, _ = read_tensors(checkpoint / "optimizers.safetensors")
-        load_optimizer("g", self.g_player.optimizer, self.generator, tensors)
-        load_optimizer("d", self.d_player.optimizer, self.discriminator, tensors)
-        self.g_player.scaler.load_state_dict(state["scalers"]["g"])
-        self.d_player.scaler.load_state_dict(state["scalers"]["d"])
+        self.networks.restore(checkpoint, state)
         self.change = self.sampler.load_state_dict(state["sampler"], override=override)
         self.updates, self.latents_seen = state["updates"], state["latents_seen"]
         self.phase = min(state["phase"], self.config.train.d_steps)
+        if "pace" in state:  # an imported run has none
+            self.pace.load_state_dict(state["pace"])
+            self.watch.load_state_dict(state["health"])
+            self.rollbacks = state["rollbacks"]
+        self._sums, self._counts = {}, {}
 
     def _check_class_names(self, checkpoint: Path, state: dict[str, Any]) -> None:
         theirs, ours = state["description"]["class_names"], list(self.data.class_names)
@@ -208,112 +152,87 @@ class Trainer:
                     f"it is {b!r}; train with --fresh or another --run"
                 )
 
-    def save(self) -> Path | None:
-        """Write a checkpoint (first process); what cannot be written is reported and training goes on."""
-        self._require_finite()
-        path = None
-        if self.accelerator.is_main_process:
-            optimizers = optimizer_tensors("g", self.g_player.optimizer, self.generator)
-            optimizers |= optimizer_tensors("d", self.d_player.optimizer, self.discriminator)
-            name = checkpoint_name(self.updates, self.phase)
-            try:
-                path = save_checkpoint(
-                    self.run, name, self.models, optimizers, self.state(), self.describe(), self.config.run.keep
-                )
-                self.log.event("save", update=self.updates, images_seen=self.images_seen, path=path.name)
-            except OSError as error:
-                self.log.say(f"warning: checkpoint {name} could not be written ({error}); the older ones are kept")
-                self.log.event("save failed", update=self.updates, error=str(error))
-        self._last_save = time.monotonic()
-        return path
-
-    def _require_finite(self) -> None:
-        """Never save weights that are not numbers."""
-        norms = [torch.nn.utils.get_total_norm(list(model.parameters())) for model in self.models.values()]
-        if not all(math.isfinite(float(norm)) for norm in norms):
-            raise TrainingError(
-                f"the weights are not finite after update {self.updates:,}; nothing was saved since the last "
-                "checkpoint. Start again from there with smaller optim.g_lr and optim.d_lr"
-            )
-
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self, log: RunLog | Silent) -> bool:
         """Train until `train.images`; False if a signal ended it before. Either way the state is saved."""
         self.log = log
+        if self.networks.warning:
+            log.say(f"warning: {self.networks.warning}")
         self._last_save = self._last_log = time.monotonic()
-        self._logged_images = self.images_seen
+        self._logged_images = self._saved_images = self.images_seen
         self._remember(audit.record_segment(self.sampler, self.data, self.change))
-        with StopSignal() as stop:
+        with StopSignal() as stop, contextlib.closing(self.writer):
             if not self.updates and not self.phase:
                 self.save()  # from here on the run can be sampled and resumed
-            with (
-                prefetched(self._requests(), self._fetch, device=self.device) as batches,
-                contextlib.suppress(Abandoned),
-            ):
-                while self.images_seen < self.config.train.images:
-                    self._step(batches, stop)
-                    self._cadence(stop)
-            finished = self.images_seen >= self.config.train.images
-            if self.save() is None and self.accelerator.is_main_process:
-                raise TrainingError(f"the last checkpoint could not be written; free some space and resume {self.run}")
+            with contextlib.suppress(Abandoned):
+                while not self.finished:
+                    self._until_replanned(stop)
+            self._save_last()
         self._remember(audit.record_end(self.sampler))
         self._draw()
-        return finished
+        return self.finished
 
-    def _requests(self) -> Iterator[Request]:
-        train = self.config.train
-        return upcoming(
+    @property
+    def finished(self) -> bool:
+        """Whether the images are used up, and the step that used the last is done."""
+        return self.images_seen >= self.config.train.images and not self.phase
+
+    def _until_replanned(self, stop: StopSignal) -> None:
+        """Steps, with their micro-batches fetched ahead, until those change that come next, or to the end."""
+        self._replan = False
+        requests = upcoming(
             images_seen=self.images_seen,
             latents_seen=self.latents_seen,
             phase=self.phase,
-            batch_size=train.batch_size,
-            g_batch_size=train.g_batch_size,
-            micro_batch=train.micro_batch,
-            d_steps=train.d_steps,
-            rank=self.rank,
+            batches=self.pace.batches,
+            micro_batch=self.config.train.micro_batch,
+            d_steps=self.config.train.d_steps,
+            rank=self.group.rank,
             processes=self.processes,
         )
+        with prefetched(requests, self.source.fetch, device=self.device) as batches:
+            while not (self.finished or self._replan):
+                self._step(batches, stop)
+                self._cadence(stop)
 
-    def _fetch(self, request: Request) -> DiscriminatorBatch | GeneratorBatch:
-        """Positions -> tensors, in the prefetching thread."""
-        seed, dim = self.config.train.seed, self.config.model.dim_z
-        player, start, count = request
-        z_stream, label_stream = (Stream.D_Z, Stream.D_LABELS) if player == "d" else (Stream.G_Z, Stream.G_LABELS)
-        z = torch.from_numpy(latents.normal(seed, z_stream, start, count, dim))
-        classes = self.data.class_counts if self.config.data.fake_labels == "data" else len(self.data.class_names)
-        y = torch.from_numpy(latents.labels(seed, label_stream, start, count, classes, self.config.data.fake_labels))
-        if player == "g":
-            return GeneratorBatch(z, y)
-        real = self.loader.fetch(start, count)
-        return DiscriminatorBatch(real.images, real.labels, z, y)
-
-    def _step(self, batches: Iterator[DiscriminatorBatch | GeneratorBatch], stop: StopSignal) -> None:
+    def _step(self, batches: Iterator, stop: StopSignal) -> None:
         """The updates that are left of this step."""
-        train = self.config.train
-        while self.phase < train.d_steps:
-            self._stop_between_updates(stop)
-            shares = self._shares(self.images_seen, train.batch_size)
-            values = self.engine.update_discriminator(self._take(batches, shares, stop), train.batch_size)
+        engine = self.networks.engine
+        while self.phase < self.config.train.d_steps:
+            size = self._begin_update(stop).d
+            values = engine.update_discriminator(self._take(batches, self.images_seen, size, stop), size)
             self._collect(values)
-            for record in self.sampler.advance(train.batch_size):
-                self._report_epoch(record)
+            for record in self.sampler.advance(size):
+                self.log.event("epoch", update=self.updates, **record)
+                self._remember(audit.record_epoch(record))
             self.phase += 1
-        self._stop_between_updates(stop)
-        shares = self._shares(self.latents_seen, train.g_batch_size)
-        source = self._take(batches, shares, stop)
-        values = self.engine.update_generator(source, train.g_batch_size, self.updates + 1)
-        self._collect(values)
-        self.latents_seen += train.g_batch_size
+        size = self._begin_update(stop).g
+        self.networks.ema.decay = self.pace.ema_decay(self.images_seen)
+        source = self._take(batches, self.latents_seen, size, stop)
+        self._collect(engine.update_generator(source, size, self.updates + 1))
+        self.latents_seen += size
         self.updates += 1
         self.phase = 0
 
-    def _shares(self, start: int, batch_size: int) -> int:
-        return len(micro_batches(start, batch_size, self.config.train.micro_batch, self.rank, self.processes))
+    def _begin_update(self, stop: StopSignal):
+        """Batches and learning rates of this update. All processes stop at the same one, whichever was told to."""
+        if any(self.group.any(stop.stop)):
+            raise Abandoned
+        self.networks.set_learning_rates(*self.pace.learning_rates(self.images_seen))
+        return self.pace.batches(self.images_seen)
 
-    def _take(self, batches: Iterator, count: int, stop: StopSignal) -> Iterator:
-        """The next `count` micro-batches. A single process gives up an update as soon as it is told to stop."""
-        may_abandon = self.processes == 1 and self.engine.once
+    def _take(self, batches: Iterator, start: int, size: int, stop: StopSignal) -> Iterator:
+        """This process's micro-batches. A single process gives up an update as soon as it is told to stop."""
+        train = self.config.train
+        count = len(micro_batches(start, size, train.micro_batch, self.group.rank, self.processes))
+        if train.batch_norm == "sync" and -(-size // train.micro_batch) % self.processes:
+            raise ConfigError(
+                f"train.batch_norm = 'sync': a batch of {size} in micro-batches of {train.micro_batch} does not share "
+                f"out evenly among {self.processes} processes; use a batch that is a multiple of "
+                f"{train.micro_batch * self.processes}, or another train.micro_batch"
+            )
+        may_abandon = self.processes == 1 and self.networks.engine.once
         for i in range(count):
             if stop.stop and may_abandon:
                 raise Abandoned
@@ -321,63 +240,159 @@ class Trainer:
                 self.log.note(f"micro-batch {i + 1} of {count}")
             yield next(batches)
 
-    def _stop_between_updates(self, stop: StopSignal) -> None:
-        """All processes stop at the same update, whichever of them was told to."""
-        wanted = stop.stop
-        if self.processes > 1:
-            flag = torch.tensor(float(wanted), device=self.device)
-            wanted = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-        if wanted:
-            raise Abandoned
+    # -- cadence ----------------------------------------------------------------------------------------------------
 
     def _cadence(self, stop: StopSignal) -> None:
         """What happens after a step, besides the next one."""
-        run = self.config.run
+        run, networks = self.config.run, self.networks
         self.log.progress(self.images_seen)
-        if self.updates % run.log_every == 0 or self.images_seen >= self.config.train.images:
-            self._log_means()
-        minutes = (time.monotonic() - self._last_save) / 60
-        if self.updates % run.save_every == 0 or minutes >= run.save_minutes or stop.save:
+        self._report(self.writer.finished())
+        if self.updates % GROWTH_EVERY == 0 and self.pace.grow(networks.d_player.noise, networks.g_player.noise):
+            self._replan = True
+            self.log.event("batch", update=self.updates, d=self.pace.grown.d, g=self.pace.grown.g)
+        alarm = None
+        if self.updates % run.log_every == 0 or self.finished:
+            alarm = self._log_means()
+        (due,) = self.group.any(stop.save or self._save_is_due())
+        if due and alarm is None and not networks.finite():
+            alarm = Alarm("nan", "the weights are not finite: training has diverged")
+        if alarm:
+            self._handle(alarm)
+        elif due:
             stop.save = False
             self.save()
-        if self.updates % run.sample_every == 0 and self.images_seen < self.config.train.images:
+        if self.updates % run.sample_every == 0 and not (self.finished or self._replan):
             self._draw()
+
+    def _save_is_due(self) -> bool:
+        run = self.config.run
+        updates = run.save_every and self.updates % run.save_every == 0
+        images = run.save_images and self.images_seen // run.save_images > self._saved_images // run.save_images
+        minutes = (time.monotonic() - self._last_save) / 60
+        return bool(updates or images or (run.save_minutes and minutes >= run.save_minutes))
 
     def _collect(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def _log_means(self) -> None:
-        now = time.monotonic()
+    def _log_means(self) -> Alarm | None:
+        now, networks = time.monotonic(), self.networks
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
+        means["diversity"] = float(self.probe.diversity(networks.generator))
+        for side, player in (("d", networks.d_player), ("g", networks.g_player)):
+            value = largest_singular_value(player.model)
+            if value is not None:
+                means[f"{side}_singular_value"] = float(value)
+        alarm = self.watch.look(means)
+        for side, player in (("d", networks.d_player), ("g", networks.g_player)):
+            if math.isfinite(noise := player.noise.scale()):
+                means[f"{side}_noise_scale"] = noise
+            means[f"{side}_lr"] = player.optimizer.param_groups[0]["lr"]
+        means["d_batch"], means["g_batch"] = self.pace.batches(self.images_seen)
         means["images_per_second"] = (self.images_seen - self._logged_images) / max(now - self._last_log, 1e-9)
         if self.device.type == "cuda":
             means["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self._last_log, self._logged_images = now, self.images_seen
+        self._last_log, self._logged_images, self._scores = now, self.images_seen, means
         self.log.measurements(self.updates, self.images_seen, self._epoch_float(), means)
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            raise TrainingError(
-                f"{bad[0]} is {means[bad[0]]} at update {self.updates:,}: training has diverged. The last checkpoint "
-                "is from before; start again from there with smaller optim.g_lr and optim.d_lr"
-            )
+        return alarm
 
     def _epoch_float(self) -> float:
         epoch = self.sampler.epoch(self.images_seen)
         start, end = self.sampler.epoch_bounds(epoch)
         return epoch + (self.images_seen - start) / (end - start)
 
-    def _report_epoch(self, record: dict[str, Any]) -> None:
-        self.log.event("epoch", update=self.updates, **record)
-        self._remember(audit.record_epoch(record))
-
     def _remember(self, record: dict[str, Any]) -> None:
         """A line of the history that `--audit` replays."""
-        if self.accelerator.is_main_process:
+        if self.group.first:
             audit.append(self.run, record)
 
     def _draw(self) -> None:
-        if self.accelerator.is_main_process:
-            self.draw(self.ema.model, self.run / "samples" / f"step-{self.updates:08d}.png")
+        if self.group.first:
+            self.draw(self.networks.ema.model, self.run / "samples" / f"step-{self.updates:08d}.png")
+
+    # -- saving and trouble -----------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Begin to write a checkpoint (first process); what cannot be written is reported and training goes on."""
+        began = time.monotonic()
+        self.group.require_agreement(self.models)
+        if self.group.first:
+            if self.evaluate:
+                self._scores |= self.evaluate(self.networks.ema.model)
+            models, optimizers = self.networks.tensors()
+            name, state, run = checkpoint_name(self.updates, self.phase), self.state(), self.config.run
+            best = run.keep_best, run.best_metric
+            arguments = (self.run, name, models, optimizers, state, self.describe(), run.keep, *best)
+            self._report(self.writer.submit(name, lambda: save_checkpoint(*arguments), began))
+        self._last_save, self._saved_images = time.monotonic(), self.images_seen
+
+    def _report(self, outcomes: list[Written]) -> None:
+        for outcome in outcomes:
+            times = {"seconds": round(outcome.seconds, 3), "stalled": round(outcome.stalled, 3)}
+            if outcome.path:
+                self.log.event("save", update=self.updates, path=outcome.name, **times)
+            else:
+                text = f"checkpoint {outcome.name} could not be written ({outcome.error}); the older ones are kept"
+                self.log.say(f"warning: {text}")
+                self.log.event("save failed", update=self.updates, path=outcome.name, error=outcome.error, **times)
+
+    def _save_last(self) -> None:
+        """Save and wait for it. Weights that are not numbers are never saved."""
+        if not self.networks.finite():
+            raise TrainingError(_diverged(self.updates, "the weights are not finite: training has diverged"))
+        self.save()
+        outcomes = self.writer.finished(wait=True)
+        self._report(outcomes)
+        if not all(outcome.path for outcome in outcomes):
+            raise TrainingError(f"the last checkpoint could not be written; free some space and resume {self.run}")
+
+    def _handle(self, alarm: Alarm) -> None:
+        """Warn, stop or roll back, as configured; numbers that are none always end what is under way."""
+        self.log.say(f"warning: update {self.updates:,}: {alarm.text}")
+        self.log.event("alarm", update=self.updates, kind=alarm.kind, text=alarm.text)
+        action = self.config.health.on_collapse
+        if action == "rollback":
+            self._roll_back()
+        elif alarm.kind == "nan":
+            raise TrainingError(_diverged(self.updates, alarm.text))
+        elif action == "stop":
+            self._save_last()
+            raise TrainingError(f"stopped and saved at update {self.updates:,}: {alarm.text}")
+
+    def _roll_back(self) -> None:
+        """To the last checkpoint from before the trouble, with other learning rates or batches, which are recorded."""
+        health, trouble, rollbacks = self.config.health, self.updates, self.rollbacks + 1
+        self._report(self.writer.finished(wait=True))
+        source = self.group.from_first(self._last_healthy() if self.group.first else None)
+        if source is None or rollbacks > health.max_rollbacks:
+            why = "no healthy checkpoint is left" if source is None else f"after {health.max_rollbacks} rollbacks"
+            raise TrainingError(f"training failed at update {trouble:,}, {why}; begin again with other settings")
+        self.restore(source, read_state(source))
+        self.group.from_first(None)  # nobody renames what others still read
+        if self.group.first:
+            set_aside_after(self.run, source)
+        self.rollbacks = rollbacks
+        self.pace.intervene(health.rollback_lr, health.rollback_batch)
+        self._replan = True
+        self.log.event(
+            "rollback", from_update=trouble, update=self.updates, images_seen=self.images_seen, **self.pace.state_dict()
+        )
+        self.log.say(f"rolled back to update {self.updates:,}; learning rates times {self.pace.lr_factor:g} now")
+        self._remember(audit.record_segment(self.sampler, self.data, self.change))
+        self.save()
+
+    def _last_healthy(self) -> Path | None:
+        for path in list_checkpoints(self.run):
+            with contextlib.suppress(CheckpointError):
+                if verify_checkpoint(path).get("healthy", True):
+                    return path
+        return None
+
+
+def _diverged(updates: int, reason: str) -> str:
+    return (
+        f"{reason} at update {updates:,}. The last checkpoint is from before; start again from there with smaller "
+        "optim.g_lr and optim.d_lr"
+    )

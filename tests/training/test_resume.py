@@ -19,7 +19,7 @@ from biggan.data.dataset import open_data
 from biggan.data.loader import Loader
 from biggan.data.sampler import Sampler
 from biggan.training.checkpoint import list_checkpoints, read_state, read_tensors, verify_checkpoint
-from biggan.training.schedule import micro_batches, upcoming
+from biggan.training.schedule import Batches, micro_batches, upcoming
 from small import small_config
 
 STEP = 16  # images per step of the small config: two discriminator updates of 8
@@ -102,7 +102,7 @@ def test_stopping_between_micro_batches_changes_nothing(tmp_path, data_file, mon
     monkeypatch.setattr(Loader, "fetch", fetch)
     for _ in range(20):
         train(tmp_path / "parts", data_file, "--set", f"train.images={3 * STEP}")
-        if read_state(list_checkpoints(tmp_path / "parts")[0])["sampler"]["position"] >= 3 * STEP:
+        if read_state(list_checkpoints(tmp_path / "parts")[0])["updates"] == 3:
             break
     events = [json.loads(line)["event"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert events.count("stop") >= 2
@@ -164,7 +164,8 @@ def test_what_is_asked_for_covers_every_position_once_whatever_changes(schedule)
         wanted = {"d": [], "g": []}
         for rank in range(processes):
             source = upcoming(
-                images_seen=images, latents_seen=latents, phase=0, batch_size=batch, g_batch_size=batch + 3,
+                images_seen=images, latents_seen=latents, phase=0,
+                batches=lambda position, batch=batch: Batches(batch, batch + 3),
                 micro_batch=micro, d_steps=d_steps, rank=rank, processes=processes,
             )  # fmt: skip
             own = d_steps * len(micro_batches(0, batch, micro, rank, processes))
