@@ -148,13 +148,11 @@ def summary(config: Config, data, run: Path) -> str:
 
 def start(config: Config, data, run: Path, rollback: int | None) -> int:
     """Train in all processes of a launch; the first holds the lock and decides where to go on."""
-    from accelerate import Accelerator
-
-    from biggan.training.distributed import Group
+    from biggan.training.distributed import Group, make_accelerator
     from biggan.training.runlog import exclusive
 
-    accelerator = Accelerator()
-    group = Group(accelerator.device, accelerator.process_index, accelerator.num_processes)
+    accelerator = make_accelerator()
+    group = Group.of(accelerator)
     run = Path(group.from_first(str(run)))
     with exclusive(run) if group.first else contextlib.nullcontext():
         checkpoint = group.from_first(choose_checkpoint(run, rollback) if group.first else None)

@@ -7,16 +7,31 @@ so that no GPU is waited for. Weights are never sent: every process starts from 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 
 class ProcessLost(RuntimeError):
     """Another process of the run has died or cannot be reached."""
+
+
+def make_accelerator() -> Accelerator:
+    """This process's place among those that torchrun or accelerate launched: on CUDA devices, else on the CPU."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Without a GPU, several processes are only seen as such if the CPU is asked for.
+    accelerator = Accelerator(cpu=launched > 1 and not torch.cuda.is_available())
+    if accelerator.num_processes != launched:
+        raise RuntimeError(
+            f"{launched} processes were launched, but they do not see each other ({accelerator.distributed_type}); "
+            "start them with: torchrun --nproc_per_node N -- train.py ..."
+        )
+    return accelerator
 
 
 class Group:
@@ -27,6 +42,10 @@ class Group:
         # NCCL only speaks between GPUs; hosts decide among themselves through gloo.
         several = processes > 1
         self._hosts = dist.new_group(backend="gloo") if several and device.type != "cpu" else None
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Group:
+        return cls(accelerator.device, accelerator.process_index, accelerator.num_processes)
 
     @property
     def first(self) -> bool:

@@ -70,7 +70,7 @@ class Trainer:
     ):
         self.config, self.data, self.run, self.draw, self.evaluate = config, data, run, draw, evaluate
         self.device = accelerator.device
-        self.group = Group(self.device, accelerator.process_index, accelerator.num_processes)
+        self.group = Group.of(accelerator)
         if config.train.statistics == "forward" and self.processes > 1:
             raise ConfigError("train.statistics = 'forward': this is the reference trainer's way, for one process only")
         self.precision = resolve_precision(config.train.precision, self.device)
