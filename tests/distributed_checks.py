@@ -35,22 +35,25 @@ def engine(group: Group | None, norm: str, sync: bool = False) -> Updates:
     ema = Ema(g, 0.5)
     if sync:
         synchronise(g)
-    players = [Player(model, Recorder(model.parameters(), lr=0.01), 1e-3) for model in (g, d)]
+    players = [Player(model, Recorder(model.parameters(), lr=0.01)) for model in (g, d)]
     return Updates(*players, ema, reduce=group.sum if group else None, first=group is None or group.first)
 
 
-def update(updates: Updates, size: int, micro: int, group: Group | None = None) -> dict[str, torch.Tensor]:
-    """One step on a batch of `size`, in this process's micro-batches."""
+def micro_batch(size: int, part: slice) -> DiscriminatorBatch:
+    """A part of a batch of `size`."""
     draw = torch.Generator().manual_seed(1)
     images = torch.rand(size, 3, 32, 32, generator=draw, dtype=torch.float64) * 2 - 1
     labels, fakes = torch.randint(CLASSES, (2, size), generator=draw)
     z = torch.randn(size, 8, generator=draw, dtype=torch.float64)
+    return DiscriminatorBatch(images[part], labels[part], z[part], fakes[part])
+
+
+def update(updates: Updates, size: int, micro: int, group: Group | None = None) -> dict[str, torch.Tensor]:
+    """One step on a batch of `size`, in this process's micro-batches."""
     share = (group.rank, group.processes) if group else (0, 1)
-    parts = [slice(s.start, s.start + s.count) for s in micro_batches(0, size, micro, *share)]
-    values = updates.update_discriminator(
-        [DiscriminatorBatch(images[p], labels[p], z[p], fakes[p]) for p in parts], size
-    )
-    values |= updates.update_generator([GeneratorBatch(z[p], fakes[p]) for p in parts], size, 1)
+    parts = [micro_batch(size, slice(s.start, s.start + s.count)) for s in micro_batches(0, size, micro, *share)]
+    values = updates.update_discriminator(parts, size)
+    values |= updates.update_generator([GeneratorBatch(part.z, part.fake_labels) for part in parts], size, 1)
     return values
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["biggan.cli.train", "biggan.training.trainer", "biggan.sampling.sheets", "tensorboard"])
+# Besides the command, what torch would import at its first optimizer and its first log.
+_MODULES = ["biggan.cli.train", "biggan.training.trainer", "biggan.sampling.sheets"]
+CONTEXT.set_forkserver_preload([*_MODULES, "torch._dynamo", "torch.utils.tensorboard"])
 
 
 def start(
