@@ -62,7 +62,7 @@ def train(args: argparse.Namespace) -> int:
         print(config.to_toml())
         print(summary(config, data, run))
         return 0
-    return start(config, data, run, args.rollback)
+    return start(config, data, run, args.rollback, fit=not micro_batch_is_given(args))
 
 
 def resolve_config(args: argparse.Namespace) -> tuple[Config, str]:
@@ -146,7 +146,7 @@ def summary(config: Config, data, run: Path) -> str:
     )
 
 
-def start(config: Config, data, run: Path, rollback: int | None) -> int:
+def start(config: Config, data, run: Path, rollback: int | None, fit: bool) -> int:
     """Train in all processes of a launch; the first holds the lock and decides where to go on."""
     from biggan.training.distributed import Group, make_accelerator
     from biggan.training.runlog import exclusive
@@ -154,9 +154,31 @@ def start(config: Config, data, run: Path, rollback: int | None) -> int:
     accelerator = make_accelerator()
     group = Group.of(accelerator)
     run = Path(group.from_first(str(run)))
+    config = fit_micro_batch(config, accelerator) if fit else config
     with exclusive(run) if group.first else contextlib.nullcontext():
         checkpoint = group.from_first(choose_checkpoint(run, rollback) if group.first else None)
         return run_training(config, data, run, accelerator, checkpoint, rolled_back=rollback is not None)
+
+
+def micro_batch_is_given(args: argparse.Namespace) -> bool:
+    """Whether the command line settles the micro-batch, itself or as the unit that accumulation counts are in."""
+    overridden = any(text.replace(" ", "").startswith("train.micro_batch=") for text in args.set)
+    return bool(overridden or args.micro_batch or args.d_accumulation or args.g_accumulation)
+
+
+def fit_micro_batch(config: Config, accelerator) -> Config:
+    """The config with a smaller micro-batch where the preset's does not fit into this machine's memory."""
+    from biggan.training.memory import fitting_micro_batch
+    from biggan.training.precision import resolve_precision
+
+    device = accelerator.device
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    size = fitting_micro_batch(config, device, resolve_precision(config.train.precision, device), here)
+    if size == config.train.micro_batch:
+        return config
+    if accelerator.is_main_process:
+        print(f"micro-batches of {config.train.micro_batch} do not fit into this machine's memory; taking {size}")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=size))
 
 
 def choose_checkpoint(run: Path, rollback: int | None) -> Path | None:
