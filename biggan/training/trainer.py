@@ -351,7 +351,7 @@ class Trainer:
     def _handle(self, alarm: Alarm) -> None:
         """Warn, stop or roll back, as configured; numbers that are none always end what is under way."""
         self.log.say(f"warning: update {self.updates:,}: {alarm.text}")
-        self.log.event("alarm", update=self.updates, kind=alarm.kind, text=alarm.text)
+        self.log.event("alarm", update=self.updates, sign=alarm.kind, text=alarm.text)
         action = self.config.health.on_collapse
         if action == "rollback":
             self._roll_back()
