@@ -241,7 +241,7 @@ class RunConfig:
     sample_every: int = 1000
     sample_classes: int = 10  # columns of the sample grid
     sample_rows: int = 8
-    standing_images: int = 1024  # images over which standing statistics are taken
+    standing_images: int = 1024  # over which statistics are taken for the grid; on a CPU fewer of large images
     keep: int = 3  # newest checkpoints kept
     keep_best: int = 0  # and this many with the best scores
     best_metric: str = ""  # the score that counts for keep_best, such as "fid"; "-" before it: higher is better

@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--truncation", type=float, default=1.0, metavar="T", help="below 1: less variety, better images")
     add("--truncation-mode", default="resample", choices=("resample", "tfhub", "scale", "clamp"), help="what T means")
     add("--statistics", default="standing", choices=("standing", "running"), help="batch-norm statistics to use")
-    add("--standing-images", type=int, default=1024, metavar="N", help="images to take standing statistics over")
+    add("--standing-images", type=int, metavar="N", help="images to take standing statistics over")
     add("--no-ema", action="store_true", help="the generator itself instead of its moving average")
     add("--micro-batch", type=int, metavar="N", help="images per pass; default: by resolution")
     add("--device", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
@@ -47,7 +47,7 @@ def sample(args: argparse.Namespace) -> int:
 
     from biggan.sampling.figures import save_png
     from biggan.sampling.generate import generate, load_generator
-    from biggan.sampling.standing import cached_standing_statistics
+    from biggan.sampling.standing import cached_standing_statistics, usual_images
 
     path = Path(args.run) if args.run else newest_run(WEIGHTS)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,6 +57,7 @@ def sample(args: argparse.Namespace) -> int:
     out = args.out or default_path(path, args, ids, len(generator.class_names))
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the picture is a PNG file; give it a name that ends in .png")
+    args.standing_images = args.standing_images or usual_images(generator)
     if args.statistics == "standing":
         cached_standing_statistics(
             generator, images=args.standing_images, truncation=args.truncation, mode=args.truncation_mode

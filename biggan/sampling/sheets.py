@@ -30,7 +30,7 @@ class SampleSheet:
         was_training = generator.training
         generator.eval()
         classes = np.repeat(self.ids, self.columns)
-        with standing.temporary(generator, images=self.standing_images):
+        with standing.temporary(generator, images=min(self.standing_images, standing.usual_images(generator))):
             images = generate(generator, classes if generator.classes > 1 else classes * 0)
         generator.train(was_training)
         picture = labelled_rows(images.reshape(len(self.ids), self.columns, *images.shape[1:]), self.names)

@@ -20,19 +20,30 @@ from biggan.sampling.generate import batch_limit, truncated_latents
 from biggan.training.checkpoint import CheckpointError, read_tensors, write_tensors
 
 
+def usual_images(generator: nn.Module) -> int:
+    """How many images to take statistics over when nobody says: 1024, on a CPU fewer of the large ones."""
+    if next(generator.parameters()).device.type != "cpu":
+        return 1024
+    return max(64, min(1024, 1024 * 64**2 // generator.resolution**2))
+
+
 @torch.no_grad()
 def estimate(
     generator: nn.Module,
     *,
-    images: int = 1024,
+    images: int | None = None,
     seed: int = 0,
     truncation: float = 1.0,
     mode: str = "resample",
     micro_batch: int | None = None,
 ) -> None:
-    """Replace the running statistics of `generator` by means over `images` samples of uniformly drawn classes."""
+    """Replace the running statistics of `generator` by means over `images` samples of uniformly drawn classes.
+
+    `images` is `usual_images` by default. Raises ValueError for a bad truncation.
+    """
     if not batch_norms(generator):
         return
+    images = images or usual_images(generator)
     device = next(generator.parameters()).device
     # Moments of very few images say little: never less than 8 at a time, however big the images.
     size = min(images, micro_batch or max(8, batch_limit(generator.resolution)))

@@ -170,7 +170,8 @@ class Trainer:
                     self._until_replanned(stop)
             self._save_last()
         self._remember(audit.record_end(self.sampler))
-        self._draw()
+        if self.finished:
+            self._draw()
         return self.finished
 
     @property
