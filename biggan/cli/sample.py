@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def sample(args: argparse.Namespace) -> int:
         raise UsageError(f"--out {out}: the picture is a PNG file; give it a name that ends in .png")
     args.standing_images = args.standing_images or usual_images(generator)
     if args.statistics == "standing":
+        print(f"batch-norm statistics over {args.standing_images} images (kept for the next time) ...", file=sys.stderr)
         cached_standing_statistics(
             generator, images=args.standing_images, truncation=args.truncation, mode=args.truncation_mode
         )
