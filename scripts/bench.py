@@ -4,7 +4,13 @@
 import argparse
 import importlib
 
-SUBJECTS = {"order": "bench_order", "latents": "bench_latents", "loader": "bench_loader", "build": "bench_build"}
+SUBJECTS = {
+    "order": "bench_order",
+    "latents": "bench_latents",
+    "loader": "bench_loader",
+    "build": "bench_build",
+    "step": "bench_step",
+}
 
 
 def main() -> None:

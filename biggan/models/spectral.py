@@ -47,7 +47,7 @@ class SpectralLayer(nn.Module):
         self.register_buffer("u", u)
 
     def matrix(self) -> Tensor:
-        return self.weight.flatten(1)
+        return as_matrix(self.weight, self.weight)
 
     @torch.no_grad()
     def power_iteration(self) -> tuple[Tensor, Tensor]:
@@ -80,6 +80,24 @@ class SpectralLayer(nn.Module):
         """Estimates of the largest singular values [values], without moving `u`."""
         left, right = self.power_iteration()
         return ((left @ self.matrix()) * right).sum(1)
+
+
+def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
+    """A weight, or a tensor of its shape such as its gradient, as a matrix [out, rest], without a copy in any layout.
+
+    The order of the columns follows the memory format of `like`, contiguous or channels_last; singular values do not depend on it.
+    """
+    return _in_memory_order(tensor, like).flatten(1)
+
+
+def from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
+    """The reverse of `as_matrix`, in the memory format of `like`."""
+    shaped = matrix.view(_in_memory_order(like, like).shape)
+    return shaped if like.is_contiguous() else shaped.permute(0, 3, 1, 2)
+
+
+def _in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor if like.is_contiguous() else tensor.permute(0, 2, 3, 1)
 
 
 def _orthogonal_to(x: Tensor, basis: list[Tensor]) -> Tensor:
@@ -187,7 +205,6 @@ class SpectralUpdate:
 
         The memory format matters: fused Adam pairs the numbers of gradient and weight as they lie in memory.
         """
-        grad = leaf.grad.flatten(1)
-        inner = (grad * leaf.flatten(1)).sum()
-        grad = (grad - inner * torch.outer(u, v)) / sigma
-        return torch.empty_like(leaf).copy_(grad.view_as(leaf))
+        grad = as_matrix(leaf.grad, leaf)
+        inner = (grad * as_matrix(leaf, leaf)).sum()
+        return from_matrix((grad - inner * torch.outer(u, v)) / sigma, leaf)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from biggan.models.norm import RunningStatistics, track
-from biggan.models.spectral import SpectralUpdate
+from biggan.models.spectral import SpectralUpdate, as_matrix, from_matrix
 from biggan.training.augment import NUMBERS, augment
 from biggan.training.ema import Ema
 from biggan.training.losses import LOSSES, Penalties
@@ -124,10 +124,10 @@ def add_orthogonal_gradient(parameters: Iterable[Tensor], strength: float) -> No
     grad += strength * 2 (W W^T with zeroed diagonal) W,   W [out, rest].
     """
     for p in parameters:
-        w = p.flatten(1)
+        w = as_matrix(p, p)
         gram = w @ w.T
         gram.fill_diagonal_(0)
-        p.grad.add_((gram @ w).view_as(p), alpha=2 * strength)
+        p.grad.add_(from_matrix(gram @ w, p), alpha=2 * strength)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -1,11 +1,15 @@
-"""Number formats, scalers, compilation, floors."""
+"""Number and memory formats, scalers, compilation, floors."""
 
 import pytest
 import torch
+from distributed_checks import update
 from running import STEP, assert_same_checkpoint, events, make_trainer, train
 
+from biggan.models import build_discriminator, build_generator
 from biggan.training.checkpoint import list_checkpoints, read_state
+from biggan.training.ema import Ema
 from biggan.training.precision import resolve_precision
+from biggan.training.updates import Player, Updates
 from small import small_config
 
 
@@ -100,3 +104,22 @@ def test_compiled_models_compute_the_same(tmp_path, data_file, monkeypatch):
     assert compiled.networks.generator._compiled_call_impl is not None
     for a, b in zip(all_tensors(compiled), all_tensors(plain), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("family", ["biggan", "deep"])
+def test_the_memory_format_does_not_change_the_update(family):
+    """Fused Adam pairs gradients and weights as they lie in memory, so a mismatch would go unseen otherwise."""
+    model = small_config(model={"family": family, "classes": 3, "g_ch": 4, "d_ch": 4}).model
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        networks = [build(model).double().to(memory_format=layout) for build in (build_generator, build_discriminator)]
+        adams = [torch.optim.Adam(network.parameters(), lr=1e-3, eps=1e-3, fused=True) for network in networks]
+        players = [Player(network, adam, ortho=0.1) for network, adam in zip(networks, adams, strict=True)]
+        engine = Updates(*players, Ema(networks[0], 0.5))
+        for _ in range(2):
+            update(engine, 6, 3)
+        results.append([t for network in networks for t in network.state_dict().values()])
+    assert any(not t.is_contiguous() for t in results[1])
+    for contiguous, channels_last in zip(*results, strict=True):
+        torch.testing.assert_close(channels_last, contiguous, rtol=1e-9, atol=1e-12)
