@@ -239,8 +239,8 @@ class RunConfig:
     save_images: int = 0  # real images
     save_minutes: float = 15.0
     sample_every: int = 1000
-    sample_classes: int = 10  # columns of the sample grid
-    sample_rows: int = 8
+    sample_classes: int = 10  # rows of the sample grid
+    sample_rows: int = 8  # images of each class in it
     standing_images: int = 1024  # over which statistics are taken for the grid; on a CPU fewer of large images
     keep: int = 3  # newest checkpoints kept
     keep_best: int = 0  # and this many with the best scores
