@@ -85,7 +85,8 @@ class SpectralLayer(nn.Module):
 def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
     """A weight, or a tensor of its shape such as its gradient, as a matrix [out, rest], without a copy in any layout.
 
-    The order of the columns follows the memory format of `like`, contiguous or channels_last; singular values do not depend on it.
+    The order of the columns follows the memory format of `like`, contiguous or channels_last. Singular values do not
+    depend on it.
     """
     return _in_memory_order(tensor, like).flatten(1)
 
