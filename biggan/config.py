@@ -244,7 +244,7 @@ class RunConfig:
     standing_images: int = 1024  # over which statistics are taken for the grid; on a CPU fewer of large images
     keep: int = 3  # newest checkpoints kept
     keep_best: int = 0  # and this many with the best scores
-    best_metric: str = ""  # the score that counts for keep_best, such as "fid"; "-" before it: higher is better
+    best_metric: str = ""  # for keep_best: a logged value or a recorded score, the lowest; "-NAME": the highest
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

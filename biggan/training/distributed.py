@@ -114,7 +114,7 @@ def _reporting_losses() -> Iterator[None]:
 
 
 def _lost(error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][-200:]
+    reason = str(error).strip().splitlines()[0].split(". ")[0][-120:]
     return (
         "another process of this run has died or cannot be reached; the same command line continues from the last "
         f"checkpoint ({reason})"
