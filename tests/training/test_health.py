@@ -154,7 +154,7 @@ def test_not_a_number_is_found_before_a_save_that_no_log_precedes(tmp_path, data
 def test_saturation_is_provoked_by_a_discriminator_that_is_too_fast(tmp_path, data_file):
     fast = small_config(
         model={"d_ch": 4},
-        train={"images": 60 * STEP},
+        train={"images": 20 * STEP},
         optim={"d_lr": 2e-2, "g_lr": 1e-9},
         health={"patience": 3, "saturation": 0.9},
     )
