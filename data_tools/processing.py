@@ -1,7 +1,7 @@
 """From listed files to stored images, in parallel and in order.
 
-Worker processes rather than threads: of the work on one image a few tenths of a millisecond hold Python's lock, which
-costs threads a fifth of the speed on two cores (`scripts/bench_build.py` measures both) and more on many.
+Worker processes rather than threads: on two cores both are equally fast (`scripts/bench.py build` measures them), but
+about a tenth of the work on an image is Python code, so threads would stop gaining at about ten cores.
 """
 
 import multiprocessing

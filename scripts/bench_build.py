@@ -1,25 +1,28 @@
 """Building a data file, against decoding and resizing with Pillow alone.
 
-Writes JPEG files of 512 px to a temporary folder, measures how many of them one process decodes and resizes with Pillow
-alone, then how fast `build-dataset` and a pool of threads do the same work on all cores. The figure is the ratio to
-cores x the rate of one process, both within one run, and the peak memory of all processes together.
+Writes JPEG files of 512 px to a temporary folder. Each round measures one process that decodes and resizes with Pillow
+alone, the same in as many threads and processes as there are cores, and `build-dataset` from start to end.
 """
 
 import argparse
 import io
+import multiprocessing
 import os
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
 
 SOURCE_SIZE = 512
 DISTINCT = 64
+SAMPLE = 300  # files for the ways that use Pillow alone
 
 
 def write_pictures(root: Path, images: int, classes: int = 20) -> None:
@@ -37,11 +40,6 @@ def write_pictures(root: Path, images: int, classes: int = 20) -> None:
         folder = root / f"class {index % classes:02d}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index:06d}.jpg").write_bytes(files[index % DISTINCT])
-
-
-def decode_and_resize(path: Path, size: int) -> bytes:
-    """The work that cannot be avoided."""
-    return Image.open(path).convert("RGB").resize((size, size), Image.Resampling.LANCZOS).tobytes()
 
 
 class PeakMemory:
@@ -87,55 +85,70 @@ def private_memory(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-def measure(images: int, size: int, workers: int, folder: Path) -> dict[str, float]:
-    """Images per second of one process, of threads and of build-dataset, and the peak memory of the latter."""
+def plain(paths: list[Path], size: int) -> int:
+    """Decode and resize files in this process, with Pillow alone; returns their number."""
+    for path in paths:
+        Image.open(path).convert("RGB").resize((size, size), Image.Resampling.LANCZOS).tobytes()
+    return len(paths)
+
+
+def rate(work: Callable[[], int]) -> float:
+    """Images per second of some work that returns its number of images."""
+    began = time.perf_counter()
+    return work() / (time.perf_counter() - began)
+
+
+def measure_round(paths: list[Path], folder: Path, size: int, workers: int) -> dict[str, float]:
+    """Images per second of each way of doing the work, next to each other in time."""
     from data_tools.cli import main
 
-    write_pictures(folder / "pictures", images)
-    paths = sorted((folder / "pictures").rglob("*.jpg"))
-    sample = paths[: max(200, min(1000, images // 10))]
+    def build() -> int:
+        command = ["--size", str(size), "--workers", str(workers), "--no-report", "--overwrite"]
+        with redirect_stdout(io.StringIO()):
+            code = main([str(folder / "pictures"), *command, "--out", str(folder / "out.h5")])
+        if code:
+            raise SystemExit(code)
+        return len(paths)
 
-    def one_process() -> float:
-        began = time.perf_counter()
-        for path in sample:
-            decode_and_resize(path, size)
-        return len(sample) / (time.perf_counter() - began)
-
-    one_process()
-    before = one_process()
-    began = time.perf_counter()
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda path: decode_and_resize(path, size), sample * 2):
-            pass
-    threads = 2 * len(sample) / (time.perf_counter() - began)
-    command = [str(folder / "pictures"), "--size", str(size), "--workers", str(workers), "--no-report"]
-    with PeakMemory() as memory, redirect_stdout(io.StringIO()):
-        began = time.perf_counter()
-        code = main([*command, "--out", str(folder / "out.h5")])
-        whole = images / (time.perf_counter() - began)
-    if code:
-        raise SystemExit(code)
-    one = (before + one_process()) / 2
-    return {"one": one, "threads": threads, "build": whole, "memory": memory.peak}
+    sample = paths[:SAMPLE]
+    shares = [sample[start::workers] for start in range(workers)] * 2
+    context = multiprocessing.get_context("spawn")
+    with ThreadPoolExecutor(workers) as threads, ProcessPoolExecutor(workers, context) as processes:
+        list(processes.map(plain, [sample[:1]] * workers, [size] * workers))  # starts them
+        before = rate(lambda: plain(sample, size))
+        with_threads = rate(lambda: sum(threads.map(plain, shares, [size] * len(shares))))
+        with_processes = rate(lambda: sum(processes.map(plain, shares, [size] * len(shares))))
+    built = rate(build)
+    one = (before + rate(lambda: plain(sample, size))) / 2
+    return {"one": one, "threads": with_threads, "processes": with_processes, "build": built}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this subject."""
-    parser.add_argument("--images", type=int, default=2000, help="JPEG files to write (default %(default)s)")
+    parser.add_argument("--images", type=int, default=1000, help="JPEG files to write (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions (default %(default)s)")
     parser.add_argument("--size", type=int, default=256, help="pixels per side of the data file (default %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the figures."""
-    with tempfile.TemporaryDirectory() as folder:
-        rates = measure(options.images, options.size, options.workers, Path(folder))
-    ideal = options.workers * rates["one"]
+    """Print medians over the rounds; ratios are taken within each round."""
+    with tempfile.TemporaryDirectory() as name, PeakMemory() as memory:
+        folder = Path(name)
+        write_pictures(folder / "pictures", options.images)
+        paths = sorted((folder / "pictures").rglob("*.jpg"))
+        rounds = [measure_round(paths, folder, options.size, options.workers) for _ in range(options.rounds)]
     print(f"{options.images} JPEG files of {SOURCE_SIZE} px to {options.size} px, {options.workers} workers")
-    print(f"one process, Pillow alone      {rates['one']:7.0f} images/s")
-    print(f"threads, Pillow alone          {rates['threads']:7.0f} images/s, {rates['threads'] / ideal:.0%} of ideal")
-    print(f"build-dataset, start to end    {rates['build']:7.0f} images/s, {rates['build'] / ideal:.0%} of ideal")
-    print(f"its peak memory                {rates['memory'] / 2**20:7.0f} MiB, all processes")
+    print(f"{'':32}images/s   of cores x one process")
+    names = {"one": "one process, Pillow alone", "threads": "threads, Pillow alone"}
+    names |= {"processes": "processes, Pillow alone", "build": "build-dataset, start to end"}
+    for key, text in names.items():
+        speed = median(figures[key] for figures in rounds)
+        share = median(figures[key] / (options.workers * figures["one"]) for figures in rounds)
+        print(f"{text:32}{speed:8.0f}   {share:.0%}")
+    share = median(figures["build"] / figures["processes"] for figures in rounds)
+    print(f"build-dataset reaches {share:.0%} of what as many processes do with Pillow alone")
+    print(f"peak memory of all processes    {memory.peak / 2**20:8.0f} MiB")
 
 
 if __name__ == "__main__":
