@@ -75,6 +75,9 @@ class ImageData:
         """Give back what is held open."""
 
 
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+
+
 class _Watch:
     """Notices when a file that is being read vanishes or changes."""
 
@@ -112,35 +115,59 @@ class _FileData(ImageData):
 
 
 class RawData(_FileData):
-    """A data file with the store "raw", memory-mapped."""
+    """A data file with the store "raw": pixels are copied from the system's page cache, which all processes share.
+
+    They are read and not mapped, since a file that is cut short, or a disk that fails, would end the whole process
+    with a bus error where it is mapped, and is an error with a name where it is read. It is as fast.
+    """
 
     def __init__(self, layout: schema.Layout):
         super().__init__(layout)
-        self._images = layout.open_images()
         self._offset, self._stride = layout.image_offset, self.resolution**2 * 3
         self._descriptor = os.open(layout.path, os.O_RDONLY)
 
-    def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """See `ImageData.read`."""
-        rows = np.asarray(rows)
+    def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         self._watch.check()
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self.labels):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self.labels)}")
-        self._announce(rows)
-        return np.take(self._images, rows, axis=0, out=out, mode="clip")
+        pixels = memoryview(out).cast("B")
+        wanted = [
+            (self._offset + row * self._stride, pixels[place * self._stride : (place + 1) * self._stride])
+            for place, row in zip(places.tolist(), rows.tolist(), strict=True)
+        ]
+        cold = [(offset, image) for offset, image in wanted if not self._read_cached(offset, image)]
+        self._read_from_disk(sorted(cold, key=lambda pair: pair[0]))
 
-    def _announce(self, rows: np.ndarray) -> None:
-        """Let the system fetch all rows that are not in memory at once, in the order of the disk."""
+    def _read_cached(self, offset: int, image: memoryview) -> bool:
+        """Copy an image that is in memory; False, without waiting, if it is not."""
+        try:
+            return os.preadv(self._descriptor, [image], offset, _NOWAIT) == len(image) if _NOWAIT else False
+        except OSError:  # not in memory, or a file system that cannot tell
+            return False
+
+    def _read_from_disk(self, wanted: list[tuple[int, memoryview]]) -> None:
+        """Ask for all images at once, in the order of the file, so that a disk has many requests to choose from."""
         if hasattr(os, "posix_fadvise"):
-            for row in np.sort(rows).tolist():
-                begin = self._offset + row * self._stride
-                os.posix_fadvise(self._descriptor, begin, self._stride, os.POSIX_FADV_WILLNEED)
-
-    def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
-        out[places] = self.read(rows)
+            for offset, image in wanted:
+                os.posix_fadvise(self._descriptor, offset, len(image), os.POSIX_FADV_WILLNEED)
+        for offset, image in wanted:
+            done = 0
+            while done < len(image):
+                try:
+                    got = os.preadv(self._descriptor, [image[done:]], offset + done)
+                except OSError as error:
+                    raise DatasetError(
+                        f"{self.path} cannot be read at byte {offset + done}: {error.strerror}."
+                    ) from error
+                if not got:
+                    raise DatasetError(
+                        f"{self.path} ends at byte {offset + done}, in the middle of its images: it was cut short "
+                        "during the run; put the original back, then resume."
+                    )
+                done += got
 
     def close(self) -> None:
-        """Close the file; the map goes with its last reader."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -1,9 +1,10 @@
-"""From positions to batches: sorted parallel reads, flips, and prefetching in one background thread.
+"""From positions to batches: sorted parallel reads, and prefetching in one background thread.
 
 Threads only: nothing is copied between processes, so /dev/shm is not used. Images stay uint8 until they are on the
-device.
+device, and are mirrored there: turning bytes around costs this side several times as much as reading them.
 """
 
+import functools
 import itertools
 import os
 import queue
@@ -23,15 +24,25 @@ from biggan.latents import flips
 R = TypeVar("R")
 T = TypeVar("T")
 
-_SCRATCH_BYTES = 2**18  # of images that are mirrored at a time: they stay in the second-level cache
 _SHARE_BYTES = 2**20  # of pixels that are worth another thread
+_STRETCH = 4096  # positions whose flips are made at once: that takes little longer than those of a micro-batch
 
 
 class RealBatch(NamedTuple):
-    """Real images, uint8 [m, 3, H, W] in channels_last memory, and their labels, int64 [m]."""
+    """Real images as they are stored, and which of them are to be seen mirrored."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: torch.Tensor  # uint8 [m, 3, H, W] in channels_last memory
+    labels: torch.Tensor  # int64 [m]
+    mirrored: torch.Tensor  # bool [m]
+
+    def seen(self) -> torch.Tensor:
+        """The images with some of them mirrored, on whichever device they are."""
+        return mirror(self.images, self.mirrored)
+
+
+def mirror(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Turn left and right around in those images [m, C, H, W] where `mirrored`, bool [m], says so."""
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 class Loader:
@@ -58,31 +69,37 @@ class Loader:
             self._threads, thread_name_prefix="read", initializer=torch.set_num_threads, initargs=(1,)
         )
         self._labels = torch.from_numpy(data.labels)
+        self._flips = functools.lru_cache(4)(lambda stretch: flips(seed, stretch * _STRETCH, _STRETCH))
 
     def fetch(self, start: int, count: int) -> RealBatch:
-        """The images at positions [start, start + count), some of them mirrored, and their labels."""
+        """The images at positions [start, start + count)."""
         rows = self.sampler.rows(start, count)
         side = self.data.resolution
         if self._pin:
             images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=True)
         else:  # numpy asks for huge pages, which halves the cost of fresh memory
             images = torch.from_numpy(np.empty((count, side, side, 3), dtype=np.uint8))
-        mirrored = flips(self.seed, start, count) if self.flip else np.zeros(count, dtype=bool)
         out = images.numpy()
         if self.data.decodes:  # each thread takes a stretch of the file
             shares = np.array_split(np.argsort(rows, kind="stable"), 2 * self._threads)
             self._together([(self.data.read_into, out, share, rows[share]) for share in shares if len(share)])
-        parts = min(self._threads, -(-out.nbytes // _SHARE_BYTES))
-        bounds = [count * i // parts for i in range(parts + 1)] if count else []
-        spans = [slice(*pair) for pair in itertools.pairwise(bounds)]
-        self._together([(self._finish, out[span], rows[span], mirrored[span]) for span in spans])
+        else:
+            parts = min(self._threads, -(-out.nbytes // _SHARE_BYTES))
+            bounds = [count * i // parts for i in range(parts + 1)] if count else []
+            spans = [slice(*pair) for pair in itertools.pairwise(bounds)]
+            self._together([(self.data.read, rows[span], out[span]) for span in spans])
         labels = self._labels[torch.from_numpy(rows)]
-        return RealBatch(images.permute(0, 3, 1, 2), labels.pin_memory() if self._pin else labels)
+        mirrored = self._mirrored(start, count)
+        if self._pin:
+            labels, mirrored = labels.pin_memory(), mirrored.pin_memory()
+        return RealBatch(images.permute(0, 3, 1, 2), labels, mirrored)
 
-    def _finish(self, out: np.ndarray, rows: np.ndarray, mirrored: np.ndarray) -> None:
-        if not self.data.decodes:
-            self.data.read(rows, out)
-        _mirror(out, np.flatnonzero(mirrored))
+    def _mirrored(self, start: int, count: int) -> torch.Tensor:
+        if not self.flip or not count:
+            return torch.zeros(count, dtype=torch.bool)
+        first, last = start // _STRETCH, (start + count - 1) // _STRETCH
+        around = np.concatenate([self._flips(stretch) for stretch in range(first, last + 1)])
+        return torch.from_numpy(around[start - first * _STRETCH :][:count])
 
     def _together(self, calls: list[tuple]) -> None:
         """Make all calls, the last one in this thread, and wait for them."""
@@ -98,15 +115,6 @@ class Loader:
     def close(self) -> None:
         """Stop the reading threads."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def _mirror(images: np.ndarray, places: np.ndarray) -> None:
-    """Mirror some of the images [m, H, W, 3] in place; torch turns bytes around several times faster than numpy."""
-    size = max(1, _SCRATCH_BYTES // max(1, images[:1].nbytes))
-    for first in range(0, len(places), size):
-        chunk = places[first : first + size]
-        turned = torch.from_numpy(images[chunk]).permute(0, 3, 1, 2).flip(3)
-        images[chunk] = turned.permute(0, 2, 3, 1).numpy()
 
 
 class Prefetched(Iterator[T], Generic[R, T]):

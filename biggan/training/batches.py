@@ -39,7 +39,8 @@ class BatchSource:
         real = self.loader.fetch(start, count)
         labels = real.labels if self.paired else self._labels(Stream.D_LABELS, start, count)
         numbers = self._uniform(Stream.AUGMENT, start, count, DISCRIMINATOR_NUMBERS)
-        return DiscriminatorBatch(real.images, real.labels, self._latents(Stream.D_Z, start, count), labels, numbers)
+        z = self._latents(Stream.D_Z, start, count)
+        return DiscriminatorBatch(real.images, real.labels, z, labels, numbers, real.mirrored)
 
     def _for_generator(self, request: Request) -> GeneratorBatch:
         start, count = request.start, request.count
@@ -48,7 +49,7 @@ class BatchSource:
         if not self.paired:
             return GeneratorBatch(z, self._labels(Stream.G_LABELS, start, count), numbers)
         real = self.loader.fetch(request.partners, count)
-        return GeneratorBatch(z, real.labels, numbers, real.images)
+        return GeneratorBatch(z, real.labels, numbers, real.images, real.mirrored)
 
     def _latents(self, stream: int, start: int, count: int) -> torch.Tensor:
         return torch.from_numpy(latents.normal(self.seed, stream, start, count, self.dim))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from biggan.data.loader import mirror
 from biggan.models.norm import RunningStatistics, track
 from biggan.models.spectral import SpectralUpdate, as_matrix, from_matrix
 from biggan.training.augment import NUMBERS, augment
@@ -41,6 +42,7 @@ class DiscriminatorBatch(NamedTuple):
     z: Tensor  # [m, dim_z], of as many generated images
     fake_labels: Tensor  # int64 [m]
     numbers: Tensor | None = None  # [m, DISCRIMINATOR_NUMBERS] in [0, 1), for augmentation and interpolation
+    mirrored: Tensor | None = None  # bool [m], which of the images are to be seen mirrored
 
 
 class GeneratorBatch(NamedTuple):
@@ -50,6 +52,7 @@ class GeneratorBatch(NamedTuple):
     labels: Tensor  # int64 [m]
     numbers: Tensor | None = None  # [m, 2 * NUMBERS] in [0, 1), for augmentation
     images: Tensor | None = None  # real ones of the same classes [m, 3, R, R], for a loss between pairs
+    mirrored: Tensor | None = None  # bool [m]
 
 
 class Player:
@@ -130,8 +133,9 @@ def add_orthogonal_gradient(parameters: Iterable[Tensor], strength: float) -> No
         p.grad.add_(from_matrix(gram @ w, p), alpha=2 * strength)
 
 
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 -1..1; floats as they are."""
+def real_images(batch: DiscriminatorBatch | GeneratorBatch) -> Tensor:
+    """A batch's images, mirrored where it says so: uint8 0..255 -> float32 -1..1; floats as they are."""
+    images = batch.images if batch.mirrored is None else mirror(batch.images, batch.mirrored)
     return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
 
 
@@ -196,7 +200,7 @@ class Updates:
         return self._finish(player, totals, names, batch_size)
 
     def _discriminator_pass(self, batch: DiscriminatorBatch, share: float) -> Tensor:
-        real = to_unit_range(batch.images)
+        real = real_images(batch)
         with self.autocast(), torch.no_grad():
             fake = self.generator.model(batch.z, batch.fake_labels)
         if self.policy:
@@ -232,7 +236,7 @@ class Updates:
 
     @torch.no_grad()
     def _partner_scores(self, batch: GeneratorBatch) -> Tensor:
-        real = to_unit_range(batch.images)
+        real = real_images(batch)
         if self.policy:
             real = augment(real, batch.numbers[:, NUMBERS:], self.policy)
         return self.discriminator.model(real, batch.labels)

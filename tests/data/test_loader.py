@@ -43,7 +43,8 @@ def test_fetch_gives_the_images_of_the_positions_with_their_flips(loader):
     assert batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     found, labels = expected_batch(loader, images, 10, 64)
-    assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), found)
+    assert np.array_equal(batch.seen().permute(0, 2, 3, 1).numpy(), found)
+    assert batch.seen().is_contiguous(memory_format=torch.channels_last)
     assert np.array_equal(batch.labels.numpy(), labels)
 
 
@@ -54,7 +55,7 @@ def test_a_batch_is_made_of_its_micro_batches(shared_loader, start, count, data)
     cut = data.draw(st.integers(0, count))
     whole = shared_loader.fetch(start, count)
     parts = [shared_loader.fetch(start, cut), shared_loader.fetch(start + cut, count - cut)]
-    assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+    assert torch.equal(whole.seen(), torch.cat([part.seen() for part in parts]))
     assert torch.equal(whole.labels, torch.cat([part.labels for part in parts]))
 
 
@@ -71,7 +72,7 @@ def test_large_and_encoded_images_are_mirrored_whole(make_file, size, store):
     path, images = make_file("a.h5", [0] * 6, ["x"], size=size, store=store)
     data = open_data(path)
     loader = Loader(data, Sampler.over(data, seed=3), seed=3, flip=True)
-    found = loader.fetch(0, 12).images.permute(0, 2, 3, 1).numpy()
+    found = loader.fetch(0, 12).seen().permute(0, 2, 3, 1).numpy()
     assert np.array_equal(found, expected_batch(loader, images, 0, 12)[0])
 
 
@@ -79,7 +80,7 @@ def test_without_flips_images_come_as_they_are(make_file):
     path, images = make_file("a-16.h5", [0] * 9, ["x"])
     data = open_data(path)
     loader = Loader(data, Sampler.over(data, seed=3), seed=3, flip=False)
-    found = loader.fetch(0, 30).images.permute(0, 2, 3, 1).numpy()
+    found = loader.fetch(0, 30).seen().permute(0, 2, 3, 1).numpy()
     assert np.array_equal(found, images[loader.sampler.rows(0, 30)])
 
 
@@ -93,6 +94,21 @@ def test_a_vanished_file_is_reported_through_the_prefetching_thread(loader):
                 pass
 
 
+def test_a_file_cut_short_between_the_check_and_the_copy_is_an_error_and_not_a_bus_error(loader, monkeypatch):
+    loader, _ = loader
+    monkeypatch.setattr(loader.data._watch, "check", lambda: None)
+    with open(loader.data.path, "r+b") as file:
+        file.truncate(loader.data._offset + 10 * 16 * 16 * 3 + 100)
+    with pytest.raises(DatasetError, match="in the middle of its images: it was cut short"):
+        loader.fetch(0, 50)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 3 * 4096), st.integers(0, 9000))
+def test_flips_made_in_stretches_are_those_of_the_positions(shared_loader, start, count):
+    assert np.array_equal(shared_loader._mirrored(start, count).numpy(), flips(1, start, count))
+
+
 # -- prefetching -----------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +119,13 @@ class Item(NamedTuple):
 
 def test_results_come_in_order_and_keep_their_form():
     def fetch(i):
-        return Item(i, {"a": torch.tensor([i]), "b": [RealBatch(torch.zeros(1), torch.tensor(i)), None, "text"]})
+        return Item(
+            i,
+            {
+                "a": torch.tensor([i]),
+                "b": [RealBatch(torch.zeros(1), torch.tensor(i), torch.zeros(1, dtype=torch.bool)), None, "text"],
+            },
+        )
 
     with prefetched(range(50), fetch, depth=3, device="cpu") as results:
         for i, item in enumerate(results):
@@ -202,7 +224,7 @@ def test_batches_arrive_whole_on_the_gpu(loader):
             assert batch.images.is_cuda
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
             found, labels = expected_batch(loader, images, start, count)
-            assert np.array_equal(batch.images.permute(0, 2, 3, 1).cpu().numpy(), found)
+            assert np.array_equal(batch.seen().permute(0, 2, 3, 1).cpu().numpy(), found)
             assert np.array_equal(batch.labels.cpu().numpy(), labels)
 
 
