@@ -59,6 +59,7 @@ class ModelConfig:
     d_spectral: bool = True
     singular_values: int = 1  # how many are tracked per layer, for the log
     sn_eps: float = 1e-6
+    sn_add_eps: bool = False  # vectors of spectral norm are divided by |x| + sn_eps, as in TF-Hub, not by the larger
     bn_eps: float = 1e-5
     output_bn_eps: float = 1e-5  # of the norm before the last convolution
     rgb_channels: int = 3  # outputs of the last convolution, of which three are kept

@@ -11,11 +11,11 @@ FAMILIES = {"biggan": biggan, "deep": biggan_deep}
 
 def build_generator(config: ModelConfig) -> BaseGenerator:
     """A freshly initialised generator: G(z [n, dim_z], y [n]) -> images [n, 3, R, R] in (-1, 1)."""
-    layers = Layers.of(config.g_spectral, config.sn_eps, config.singular_values)
+    layers = Layers.of(config, config.g_spectral)
     return FAMILIES[config.family].Generator(config, layers)
 
 
 def build_discriminator(config: ModelConfig) -> BaseDiscriminator:
     """A freshly initialised discriminator: D(x [n, 3, R, R], y [n]) -> scores [n]."""
-    layers = Layers.of(config.d_spectral, config.sn_eps, config.singular_values)
+    layers = Layers.of(config, config.d_spectral)
     return FAMILIES[config.family].Discriminator(config, layers)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from biggan.config import ModelConfig
 from biggan.models.arch import SEED_SIZE
 from biggan.models.norm import ConditionalNorm
 from biggan.models.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear, full_precision
@@ -24,8 +25,9 @@ class Layers(NamedTuple):
     embedding: partial
 
     @classmethod
-    def of(cls, spectral: bool, eps: float, values: int) -> Layers:
-        options = {"spectral": spectral, "eps": eps, "values": values}
+    def of(cls, config: ModelConfig, spectral: bool) -> Layers:
+        options = {"spectral": spectral, "eps": config.sn_eps, "add_eps": config.sn_add_eps}
+        options["values"] = config.singular_values
         return cls(*(partial(kind, **options) for kind in (SpectralConv2d, SpectralLinear, SpectralEmbedding)))
 
 
@@ -50,8 +52,12 @@ class Attention(nn.Module):
         key = F.max_pool2d(self.phi(x), 2)
         value = F.max_pool2d(self.g(x), 2)
         query, key, value = (t.flatten(2).transpose(1, 2) for t in (query, key, value))  # [n, pixels, channels]
-        out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        out = out.transpose(1, 2).reshape(n, -1, height, width)
+        # Fused kernels want queries and keys as wide as the values, and a dimension for heads. Without them the scores
+        # of all pairs of pixels lie in memory. Zeros behind the queries and keys leave the scores as they are.
+        more = value.shape[2] - query.shape[2]
+        query, key = F.pad(query, (0, more)), F.pad(key, (0, more))
+        out = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)
+        out = out[:, 0].transpose(1, 2).reshape(n, -1, height, width)
         return x + self.gamma.to(x.dtype) * self.o(out)
 
 

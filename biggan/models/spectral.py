@@ -39,8 +39,8 @@ class SpectralLayer(nn.Module):
     weight: nn.Parameter
     u: Tensor | None
 
-    def add_spectral_norm(self, spectral: bool, eps: float, values: int = 1) -> None:
-        self.eps = eps
+    def add_spectral_norm(self, spectral: bool, eps: float = 1e-6, values: int = 1, add_eps: bool = False) -> None:
+        self.eps, self.add_eps = eps, add_eps
         # Weight of the update under way; not a parameter: its gradient is sent back to `weight` when the update ends.
         self.leaf: Tensor | None = None
         u = F.normalize(torch.randn(values, self.weight.shape[0]), dim=1) if spectral else None
@@ -57,10 +57,14 @@ class SpectralLayer(nn.Module):
         left: list[Tensor] = []
         right: list[Tensor] = []
         for row in self.u.split(1):
-            v = F.normalize(_orthogonal_to(row @ weight, right), eps=self.eps)
+            v = self._normalise(_orthogonal_to(row @ weight, right))
             right.append(v)
-            left.append(F.normalize(_orthogonal_to(v @ weight.T, left), eps=self.eps))
+            left.append(self._normalise(_orthogonal_to(v @ weight.T, left)))
         return torch.cat(left), torch.cat(right)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """x / max(|x|, eps), or with `add_eps` x / (|x| + eps), which makes sigma smaller by about 2 eps."""
+        return x / (x.norm(dim=1, keepdim=True) + self.eps) if self.add_eps else F.normalize(x, eps=self.eps)
 
     def effective_weight(self) -> Tensor:
         """The weight that the forward pass uses: this update's leaf, or W / sigma computed here and now."""
@@ -115,9 +119,9 @@ def largest_singular_value(matrix: Tensor, left: Tensor, right: Tensor) -> Tenso
 class SpectralConv2d(nn.Conv2d, SpectralLayer):
     """A convolution [n, in, H, W] -> [n, out, H, W] (same size) with a normalised weight."""
 
-    def __init__(self, in_channels, out_channels, kernel_size=3, bias=True, *, spectral=True, eps=1e-6, values=1):
+    def __init__(self, in_channels, out_channels, kernel_size=3, bias=True, *, spectral=True, **options):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        self.add_spectral_norm(spectral, eps, values)
+        self.add_spectral_norm(spectral, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.effective_weight(), self.bias, padding=self.padding)
@@ -126,9 +130,9 @@ class SpectralConv2d(nn.Conv2d, SpectralLayer):
 class SpectralLinear(nn.Linear, SpectralLayer):
     """A linear layer [n, in] -> [n, out] with a normalised weight."""
 
-    def __init__(self, in_features, out_features, bias=True, *, spectral=True, eps=1e-6, values=1):
+    def __init__(self, in_features, out_features, bias=True, *, spectral=True, **options):
         super().__init__(in_features, out_features, bias=bias)
-        self.add_spectral_norm(spectral, eps, values)
+        self.add_spectral_norm(spectral, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.effective_weight(), self.bias)
@@ -137,9 +141,9 @@ class SpectralLinear(nn.Linear, SpectralLayer):
 class SpectralEmbedding(nn.Embedding, SpectralLayer):
     """A table of class vectors: labels [n] -> [n, dim]; normalised as the matrix [classes, dim]."""
 
-    def __init__(self, classes, dim, *, spectral=True, eps=1e-6, values=1):
+    def __init__(self, classes, dim, *, spectral=True, **options):
         super().__init__(classes, dim)
-        self.add_spectral_norm(spectral, eps, values)
+        self.add_spectral_norm(spectral, **options)
 
     def forward(self, labels: Tensor) -> Tensor:
         return F.embedding(labels, self.effective_weight())

@@ -13,6 +13,7 @@ from torch import nn
 from biggan.config import ModelConfig, config_from_dict
 from biggan.latents import Stream, normal, uniform
 from biggan.models import build_discriminator, build_generator
+from biggan.sampling.truncation import load_table, statistics_at
 from biggan.training.checkpoint import CheckpointError, list_checkpoints, load_model, open_tensors, read_tensors
 
 Truncation = Literal["resample", "tfhub", "scale", "clamp"]
@@ -88,6 +89,8 @@ def load_discriminator(path: str | Path, device: str | torch.device = "cpu") -> 
 def _load(path: Path, holds: str, build, device) -> nn.Module:
     weights = find_weights(path)
     file = weights if weights.is_file() else weights / f"{holds}.safetensors"
+    if holds == "generator_ema" and not file.exists():
+        file = weights / "generator.safetensors"  # without a moving average, the generator itself
     with open_tensors(file) as (_, description):
         pass
     if "model" not in description:
@@ -100,6 +103,8 @@ def _load(path: Path, holds: str, build, device) -> nn.Module:
     model.description = description
     model.class_names = description.get("class_names") or [str(i) for i in range(max(config.classes, 1))]
     model.source = file
+    if holds != "discriminator":
+        model.truncation_table = load_table(file.parent)
     return model.eval().requires_grad_(False)
 
 
@@ -127,20 +132,29 @@ def generate(
     seed: int = 0,
     truncation: float = 1.0,
     *,
-    mode: Truncation = "resample",
+    mode: Truncation | None = None,
     micro_batch: int | None = None,
 ) -> np.ndarray:
     """One image for each class id in `classes` -> uint8 [n, H, W, 3].
 
-    `micro_batch` bounds the images made in one pass. Raises ValueError for a class that the generator does not have.
+    `mode` is what `truncation` means (TRUNCATION_MODES), by default what the weights were published with. Statistics
+    stored for this truncation are used where there are any. `micro_batch` bounds the images made in one pass. Raises
+    ValueError for a class that the generator does not have.
     """
     classes = [int(c) for c in classes]
     count = max(generator.classes, 1)
     for c in classes:
         if not 0 <= c < count:
             raise ValueError(f"class {c} does not exist: this generator has {count} classes, 0 to {count - 1}")
+    mode = mode or published_mode(generator)
     z = class_latents(generator, classes, seed=seed, truncation=truncation, mode=mode)
-    return images_from_latents(generator, z, np.array(classes, np.int64), micro_batch=micro_batch)
+    with statistics_at(generator, truncation, mode):
+        return images_from_latents(generator, z, np.array(classes, np.int64), micro_batch=micro_batch)
+
+
+def published_mode(generator: nn.Module) -> Truncation:
+    """What truncation means for this generator unless somebody says otherwise."""
+    return getattr(generator, "description", {}).get("truncation_mode", "resample")
 
 
 @torch.no_grad()

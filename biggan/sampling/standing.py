@@ -17,6 +17,7 @@ from torch import nn
 from biggan.latents import Stream, labels
 from biggan.models.norm import BatchNorm, RunningStatistics, batch_norms, track
 from biggan.sampling.generate import batch_limit, truncated_latents
+from biggan.sampling.truncation import apply_table
 from biggan.training.checkpoint import CheckpointError, read_tensors, write_tensors
 
 
@@ -88,7 +89,12 @@ def temporary(generator: nn.Module, **options) -> Iterator[None]:
 
 
 def cached_standing_statistics(generator: nn.Module, **options) -> None:
-    """`estimate`, remembered beside the model file that the generator was loaded from, one file per set of options."""
+    """`estimate`, remembered beside the model file that the generator was loaded from, one file per set of options.
+
+    Statistics that came with the weights for this truncation are used as they are.
+    """
+    if apply_table(generator, options.get("truncation", 1.0), options.get("mode", "resample")):
+        return
     source = generator.source
     key = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()[:12]
     file = source.parent / "standing" / f"{source.stem}-{key}.safetensors"
