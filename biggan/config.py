@@ -211,6 +211,33 @@ class EmaConfig:
 
 
 @dataclass(frozen=True)
+class TransferConfig:
+    """Beginning from other weights instead of random ones (--init-from). Adam's moments begin anew."""
+
+    source: str = ""  # a run, a directory of weights or a file; read once, before the first update
+    # Class vectors: those of classes of the same name, and the mean of all for the others ("name"); all the "mean"; all
+    # "fresh"; or a CSV or TOML file that says which class of the source (name or id) each class begins as.
+    classes: str = "name"
+    freeze_g: int = 0  # real images for which the discriminator is trained alone
+    # The generator is let go sooner, when real images have scored this much above generated ones for a while; 0 = never.
+    freeze_g_gap: float = 0.0
+    freeze_d_layers: int = 0  # blocks of the discriminator, counted from the image, that stay fixed (arXiv 2002.10964)
+    g_lr_scale: float = 1.0  # learning rate of transferred parameters over that of new ones
+    d_lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("freeze_g", "freeze_g_gap", "freeze_d_layers"):
+            value = getattr(self, name)
+            require(value >= 0, f"transfer.{name}", value, "it can't be negative")
+            rule = "nothing is transferred; name the weights with --init-from"
+            require(not value or bool(self.source), f"transfer.{name}", value, rule)
+        for name in ("g_lr_scale", "d_lr_scale"):
+            require(getattr(self, name) > 0, f"transfer.{name}", getattr(self, name), "it must be positive")
+        rule = "it ends transfer.freeze_g sooner, so give that limit as well"
+        require(not self.freeze_g_gap or self.freeze_g > 0, "transfer.freeze_g_gap", self.freeze_g_gap, rule)
+
+
+@dataclass(frozen=True)
 class HealthConfig:
     """What counts as trouble, and what is done then. Health is looked at whenever means are logged."""
 
@@ -267,6 +294,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -294,12 +322,15 @@ def load_config(source: str | None = None, overrides: typing.Sequence[str] = ())
 
     Raises ConfigError for unknown names (with the nearest ones), values of the wrong type or out of range.
     """
-    raw: dict[str, Any] = {}
-    if source is not None:
-        raw = _read_toml(source)
+    return config_from_dict(read_config(source, overrides))
+
+
+def read_config(source: str | None = None, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
+    """What a preset or file and the overrides say, not checked yet and without the defaults."""
+    raw: dict[str, Any] = {} if source is None else _read_toml(source)
     for text in overrides:
         apply_override(raw, text)
-    return config_from_dict(raw)
+    return raw
 
 
 def config_from_dict(raw: dict[str, Any]) -> Config:
