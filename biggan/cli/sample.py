@@ -31,8 +31,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--grid", metavar="RxC", help="rows and columns of the picture, e.g. 4x8; default: a row for each class")
     add("--seed", type=int, default=0, help="another seed, other images; the same seed, the same images")
     add("--truncation", type=float, default=1.0, metavar="T", help="below 1: less variety, better images")
-    add("--truncation-mode", default="resample", choices=("resample", "tfhub", "scale", "clamp"), help="what T means")
-    add("--statistics", default="standing", choices=("standing", "running"), help="batch-norm statistics to use")
+    modes = ("resample", "tfhub", "scale", "clamp")
+    add("--truncation-mode", choices=modes, help="what T means; default: what the weights were published with")
+    add(
+        "--statistics",
+        default="standing",
+        choices=("standing", "running"),
+        help="batch-norm statistics: measured for T (or those that came with the weights), or the training's",
+    )
     add("--standing-images", type=int, metavar="N", help="images to take standing statistics over")
     add("--no-ema", action="store_true", help="the generator itself instead of its moving average")
     add("--micro-batch", type=int, metavar="N", help="images per pass; default: by resolution")
@@ -49,6 +55,7 @@ def sample(args: argparse.Namespace) -> int:
     from biggan.sampling.figures import save_png
     from biggan.sampling.generate import generate, load_generator
     from biggan.sampling.standing import cached_standing_statistics, usual_images
+    from biggan.sampling.truncation import has_stored_statistics, published_mode
 
     path = Path(args.run) if args.run else newest_run(WEIGHTS)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,8 +65,11 @@ def sample(args: argparse.Namespace) -> int:
     out = args.out or default_path(path, args, ids, len(generator.class_names))
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the picture is a PNG file; give it a name that ends in .png")
+    args.truncation_mode = args.truncation_mode or published_mode(generator)
     args.standing_images = args.standing_images or usual_images(generator)
-    if args.statistics == "standing":
+    if has_stored_statistics(generator, args.truncation, args.truncation_mode):
+        args.statistics, args.standing_images = "stored", None
+    elif args.statistics == "standing":
         print(f"batch-norm statistics over {args.standing_images} images (kept for the next time) ...", file=sys.stderr)
         cached_standing_statistics(
             generator, images=args.standing_images, truncation=args.truncation, mode=args.truncation_mode
@@ -93,7 +103,7 @@ def check_numbers(args: argparse.Namespace) -> None:
 def newest_run(weights: Path) -> Path:
     """The run, or imported model, in `weights` that was written last."""
     runs = []
-    for path in weights.glob("*") if weights.is_dir() else []:
+    for path in weights.glob("[!.]*") if weights.is_dir() else []:
         marker = next(
             (m for m in (path / "checkpoints" / "latest", path / "generator_ema.safetensors") if m.exists()), None
         )

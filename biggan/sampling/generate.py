@@ -4,60 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from biggan.config import ModelConfig, config_from_dict
-from biggan.latents import Stream, normal, uniform
+from biggan.latents import Stream
 from biggan.models import build_discriminator, build_generator
-from biggan.sampling.truncation import load_table, statistics_at
+from biggan.sampling.standing import batch_limit, statistics_at
+from biggan.sampling.truncation import Truncation, load_table, published_mode, truncated_latents
 from biggan.training.checkpoint import CheckpointError, list_checkpoints, load_model, open_tensors, read_tensors
-
-Truncation = Literal["resample", "tfhub", "scale", "clamp"]
-TRUNCATION_MODES: dict[str, str] = {
-    "resample": "values of |z| > t drawn again, a normal cut off at t (BigGAN's paper)",
-    "tfhub": "t times a normal cut off at 2 (the released TF-Hub modules)",
-    "scale": "z times t (the reference trainer)",
-    "clamp": "z clamped to [-t, t]",
-}
-
-
-def truncated_latents(
-    seed: int, stream: Stream, start: int, count: int, dim: int, *, truncation: float = 1.0, mode: str = "resample"
-) -> np.ndarray:
-    """Latents at positions [start, start + count) of a stream: float32 [count, dim]; see TRUNCATION_MODES.
-
-    A truncation of 1 means none in the modes `scale` and `resample`, as in the paper's figures.
-    """
-    if not truncation > 0:
-        raise ValueError(f"truncation {truncation}: it must be positive (small values trade variety for quality)")
-    if mode not in TRUNCATION_MODES:
-        raise ValueError(f"truncation mode {mode!r}: it must be one of {', '.join(TRUNCATION_MODES)}")
-    if mode == "tfhub":
-        return np.float32(truncation) * _cut_normal(seed, stream, start, count, dim, 2.0)
-    if mode == "resample" and truncation < 1:
-        return _cut_normal(seed, stream, start, count, dim, truncation)
-    z = normal(seed, stream, start, count, dim)
-    if mode == "scale":
-        return np.float32(truncation) * z
-    return np.clip(z, -truncation, truncation) if mode == "clamp" else z
-
-
-def _cut_normal(seed: int, stream: Stream, start: int, count: int, dim: int, limit: float) -> np.ndarray:
-    """A normal of which values beyond `limit` are drawn again, by inversion: one uniform number per value, so that a
-    latent depends on its position alone and moves continuously with the limit."""
-    u = torch.from_numpy(uniform(seed, stream, start, count, dim)).double()
-    low = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
-    z = torch.special.ndtri(low + (u + 2**-25) * (1 - 2 * low))
-    return z.clamp(-limit, limit).float().numpy()
-
-
-def batch_limit(resolution: int) -> int:
-    """How many images one pass may make when nobody says: 64 at 128 px, inversely with the area."""
-    return max(1, min(256, 64 * 128**2 // resolution**2))
 
 
 def find_weights(path: Path) -> Path:
@@ -137,9 +94,10 @@ def generate(
 ) -> np.ndarray:
     """One image for each class id in `classes` -> uint8 [n, H, W, 3].
 
-    `mode` is what `truncation` means (TRUNCATION_MODES), by default what the weights were published with. Statistics
-    stored for this truncation are used where there are any. `micro_batch` bounds the images made in one pass. Raises
-    ValueError for a class that the generator does not have.
+    `mode` is what `truncation` means (`truncation.MODES`), by default what the weights were published with. Batch-norm
+    statistics are those that came with the weights for this truncation, else the generator's own
+    (`standing.estimate` measures them anew); weights that hold none get them measured now. `micro_batch` bounds the
+    images made in one pass. Raises ValueError for a class that the generator does not have.
     """
     classes = [int(c) for c in classes]
     count = max(generator.classes, 1)
@@ -150,11 +108,6 @@ def generate(
     z = class_latents(generator, classes, seed=seed, truncation=truncation, mode=mode)
     with statistics_at(generator, truncation, mode):
         return images_from_latents(generator, z, np.array(classes, np.int64), micro_batch=micro_batch)
-
-
-def published_mode(generator: nn.Module) -> Truncation:
-    """What truncation means for this generator unless somebody says otherwise."""
-    return getattr(generator, "description", {}).get("truncation_mode", "resample")
 
 
 @torch.no_grad()

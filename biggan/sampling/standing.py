@@ -16,9 +16,13 @@ from torch import nn
 
 from biggan.latents import Stream, labels
 from biggan.models.norm import BatchNorm, RunningStatistics, batch_norms, track
-from biggan.sampling.generate import batch_limit, truncated_latents
-from biggan.sampling.truncation import apply_table
+from biggan.sampling.truncation import apply_table, truncated_latents
 from biggan.training.checkpoint import CheckpointError, read_tensors, write_tensors
+
+
+def batch_limit(resolution: int) -> int:
+    """How many images one pass may make when nobody says: 64 at 128 px, inversely with the area."""
+    return max(1, min(256, 64 * 128**2 // resolution**2))
 
 
 def usual_images(generator: nn.Module) -> int:
@@ -77,24 +81,42 @@ def _spectral_vectors(generator: nn.Module) -> list[tuple[torch.Tensor, torch.Te
 
 
 @contextlib.contextmanager
-def temporary(generator: nn.Module, **options) -> Iterator[None]:
-    """Standing statistics inside the block, the generator's own behind it."""
+def _restored(generator: nn.Module) -> Iterator[None]:
+    """The generator's own statistics again behind the block."""
     kept = [(t, t.clone()) for layer in batch_norms(generator) for t in (layer.running_mean, layer.running_var)]
     try:
-        estimate(generator, **options)
         yield
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
 
 
-def cached_standing_statistics(generator: nn.Module, **options) -> None:
-    """`estimate`, remembered beside the model file that the generator was loaded from, one file per set of options.
+@contextlib.contextmanager
+def temporary(generator: nn.Module, **options) -> Iterator[None]:
+    """Standing statistics inside the block, the generator's own behind it."""
+    with _restored(generator):
+        estimate(generator, **options)
+        yield
 
-    Statistics that came with the weights for this truncation are used as they are.
-    """
-    if apply_table(generator, options.get("truncation", 1.0), options.get("mode", "resample")):
-        return
+
+@contextlib.contextmanager
+def statistics_at(generator: nn.Module, truncation: float, mode: str) -> Iterator[None]:
+    """Inside the block the statistics that came with the weights for this truncation, if any did; where the weights
+    hold none at all, measured ones. The generator's own behind it."""
+    with _restored(generator):
+        if not apply_table(generator, truncation, mode) and _lacks_statistics(generator):
+            cached_standing_statistics(generator, images=usual_images(generator), truncation=truncation, mode=mode)
+        yield
+
+
+def _lacks_statistics(generator: nn.Module) -> bool:
+    """Whether the weights came without statistics, and none have been measured since."""
+    none_came = getattr(generator, "description", {}).get("statistics") == "none"
+    return none_came and not any(layer.running_mean.any() for layer in batch_norms(generator))
+
+
+def cached_standing_statistics(generator: nn.Module, **options) -> None:
+    """`estimate`, remembered beside the model file that the generator was loaded from, one file per set of options."""
     source = generator.source
     key = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()[:12]
     file = source.parent / "standing" / f"{source.stem}-{key}.safetensors"

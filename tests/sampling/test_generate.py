@@ -11,7 +11,8 @@ from biggan.models import build_generator
 from biggan.models.norm import batch_norms
 from biggan.sampling import standing
 from biggan.sampling.figures import grid, labelled_rows, read_settings, save_png
-from biggan.sampling.generate import class_latents, generate, to_uint8, truncated_latents
+from biggan.sampling.generate import class_latents, generate, to_uint8
+from biggan.sampling.truncation import truncated_latents
 
 
 @pytest.fixture(scope="module")
