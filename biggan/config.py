@@ -200,7 +200,7 @@ class EmaConfig:
     """Moving average of the generator's weights: what samples are made with."""
 
     decay: float = 0.9999  # per update of the generator
-    start: int = 20_000  # updates; until then the average is the generator itself
+    start: int = 20_000  # updates; until then the average is the generator itself. 0 by default with --init-from
     half_life: float = 0.0  # real images after which a weight counts half; 0 = use `decay`. The same at any batch
     warmup: float = 0.05  # with a half_life: it is never more than this share of the images seen so far
 
@@ -219,7 +219,7 @@ class TransferConfig:
     # "fresh"; or a CSV or TOML file that says which class of the source (name or id) each class begins as.
     classes: str = "name"
     freeze_g: int = 0  # real images for which the discriminator is trained alone
-    # The generator is let go sooner, when real images have scored this much above generated ones for a while; 0 = never.
+    # It is let go sooner when real images have scored this much above generated ones for a while; 0 = never.
     freeze_g_gap: float = 0.0
     freeze_d_layers: int = 0  # blocks of the discriminator, counted from the image, that stay fixed (arXiv 2002.10964)
     g_lr_scale: float = 1.0  # learning rate of transferred parameters over that of new ones

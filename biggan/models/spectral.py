@@ -38,6 +38,7 @@ class SpectralLayer(nn.Module):
 
     weight: nn.Parameter
     u: Tensor | None
+    fixed = False  # neither the weight nor u moves
 
     def add_spectral_norm(self, spectral: bool, eps: float = 1e-6, values: int = 1, add_eps: bool = False) -> None:
         self.eps, self.add_eps = eps, add_eps
@@ -74,7 +75,7 @@ class SpectralLayer(nn.Module):
             return self.weight
         with full_precision(self.weight):
             left, right = self.power_iteration()
-            if self.training:
+            if self.training and not self.fixed:
                 with torch.no_grad():
                     self.u.copy_(left)
             return self.weight / largest_singular_value(self.matrix(), left, right)
@@ -149,6 +150,12 @@ class SpectralEmbedding(nn.Embedding, SpectralLayer):
         return F.embedding(labels, self.effective_weight())
 
 
+def fix(model: nn.Module, fixed: bool = True) -> None:
+    """Hold the spectral vectors of `model` still, and keep its weights out of updates; or let go of them."""
+    for layer in spectral_layers(model):
+        layer.fixed = fixed
+
+
 def spectral_layers(model: nn.Module) -> Iterator[SpectralLayer]:
     for module in model.modules():
         if isinstance(module, SpectralLayer) and module.u is not None:
@@ -179,7 +186,7 @@ class SpectralUpdate:
             left, right = layer.power_iteration()
             sigma = largest_singular_value(layer.matrix(), left, right)
             self._factors.append((left, right, sigma))
-            layer.leaf = (layer.weight / sigma).requires_grad_(train)
+            layer.leaf = (layer.weight / sigma).requires_grad_(train and not layer.fixed)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -187,7 +194,8 @@ class SpectralUpdate:
         for layer, grad in self.gradients():
             layer.weight.grad = grad if layer.weight.grad is None else layer.weight.grad.add_(grad)
         for layer, (left, _, _) in zip(self.layers, self._factors, strict=True):
-            layer.u.copy_(left)
+            if not layer.fixed:
+                layer.u.copy_(left)
         self.discard()
 
     @torch.no_grad()

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biggan.config import Config
+from biggan.config import Config, ConfigError, TransferConfig
 from biggan.models import build_discriminator, build_generator
 from biggan.models.norm import synchronise
+from biggan.models.spectral import fix
 from biggan.training.checkpoint import MODEL_FILES, load_model, load_optimizer, optimizer_tensors, read_tensors
 from biggan.training.distributed import Group
 from biggan.training.ema import Ema
@@ -42,6 +43,7 @@ class Networks:
         if train.compile:
             reason = compile_models(self.generator, self.discriminator)
             self.warning = reason and f"torch.compile does not work here ({reason}); going on without it"
+        fix_lower_blocks(self.discriminator, config.transfer.freeze_d_layers)
         optim = config.optim
         self.g_player = self._player(config, self.generator, optim.g_lr, optim.g_ortho, train.g_floor, precision)
         self.d_player = self._player(config, self.discriminator, optim.d_lr, optim.d_ortho, train.d_floor, precision)
@@ -63,8 +65,9 @@ class Networks:
         self, config: Config, model: nn.Module, lr: float, ortho: float, floor: float, precision: str
     ) -> Player:
         optim, device = config.optim, next(model.parameters()).device
+        trained = [p for p in model.parameters() if p.requires_grad]
         adam = torch.optim.Adam(
-            model.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=device.type != "mps"
+            trained, lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=device.type != "mps"
         )
         return Player(model, adam, ortho, grad_scaler(precision, device), floor)
 
@@ -76,6 +79,18 @@ class Networks:
         for player, lr in ((self.d_player, d), (self.g_player, g)):
             for parameters in player.optimizer.param_groups:
                 parameters["lr"] = lr * parameters.get("lr_scale", 1.0)
+
+    def set_transferred(self, names: dict[str, list[str]], config: TransferConfig) -> None:
+        """Give the parameters that came from elsewhere (names by "g" and "d") learning rates of their own."""
+        for side, player, scale in (("g", self.g_player, config.g_lr_scale), ("d", self.d_player, config.d_lr_scale)):
+            if scale == 1:
+                continue
+            transferred = {p for name, p in player.model.named_parameters() if name in names[side]}
+            groups = player.optimizer.param_groups
+            settings = {key: value for key, value in groups[0].items() if key not in ("params", "lr_scale")}
+            old = [p for p in player.parameters if p in transferred]
+            new = [p for p in player.parameters if p not in transferred]
+            groups[:] = [settings | {"params": new}, settings | {"params": old, "lr_scale": scale}]
 
     def tensors(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
         """Copies of the models' tensors, by file, and of the optimizers'."""
@@ -104,7 +119,26 @@ class Networks:
                 player.scaler.load_state_dict(state["scalers"][side])
             player.noise.load_state_dict(state.get("noise", {}).get(side, [0.0, 0.0, 0.0]))
 
+    def begin_average(self) -> None:
+        """Let the moving average begin as the generator is."""
+        self.ema.model.load_state_dict(self.generator.state_dict())
+
     def finite(self) -> bool:
         """Whether all weights and statistics are numbers."""
         norms = [torch.nn.utils.get_total_norm(list(model.state_dict().values())) for model in self.models.values()]
         return all(math.isfinite(float(norm)) for norm in norms)
+
+
+def fix_lower_blocks(discriminator: nn.Module, count: int) -> None:
+    """Leave the `count` blocks nearest to the image out of training (FreezeD, Mo et al. 2020, arXiv 2002.10964)."""
+    if not count:
+        return
+    blocks = discriminator.blocks
+    if count >= len(blocks):
+        rule = f"the discriminator has {len(blocks)} blocks, and one at least must learn"
+        raise ConfigError(f"transfer.freeze_d_layers = {count}: {rule}")
+    # BigGAN-deep has a convolution before its first block.
+    for part in [getattr(discriminator, "input_conv", None), *blocks[:count]]:
+        if part is not None:
+            part.requires_grad_(False)
+            fix(part)

@@ -109,12 +109,16 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def _in_short(values: dict[str, float]) -> str:
-    """Losses, scores and speed in one line. A run that resumed in the middle of a step may have no values of D yet."""
+    """Losses, scores and speed in one line.
+
+    A run that resumed in the middle of a step may have no values of D yet; one whose generator waits has none of G.
+    """
     parts = []
     if "d_loss_real" in values:
         loss = values["d_loss_real"] + values["d_loss_fake"]
         parts.append(f"D {loss:.3f} (real {values['d_real']:+.2f}, fake {values['d_fake']:+.2f})")
-    return "  ".join([*parts, f"G {values['g_loss']:+.3f}", f"{values['images_per_second']:.4g} images/s"])
+    parts.append(f"G {values['g_loss']:+.3f}" if "g_loss" in values else "G waits")
+    return "  ".join([*parts, f"{values['images_per_second']:.4g} images/s"])
 
 
 class Silent:

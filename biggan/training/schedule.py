@@ -50,11 +50,12 @@ def upcoming(
     d_steps: int,
     rank: int = 0,
     processes: int = 1,
+    generator: bool = True,
 ) -> Iterator[Request]:
     """All micro-batches that this process will ask for, in order, without end.
 
     `phase` is how many discriminator updates of the present step are done already; `batches` gives the batches of an
-    update that begins at a position.
+    update that begins at a position. Without `generator` the steps have no update of the generator.
     """
     while True:
         for _ in range(phase, d_steps):
@@ -62,9 +63,11 @@ def upcoming(
             for span in micro_batches(images_seen, batch_size, micro_batch, rank, processes):
                 yield Request("d", *span)
             images_seen += batch_size
+        phase = 0
+        if not generator:
+            continue
         batch_size = batches(images_seen).g
         for span in micro_batches(latents_seen, batch_size, micro_batch, rank, processes):
             # Images that the discriminator sees next: a position that is always known, whatever came before.
             yield Request("g", *span, partners=images_seen + span.start - latents_seen)
         latents_seen += batch_size
-        phase = 0

@@ -35,6 +35,7 @@ from biggan.training.checkpoint import (
     verify_checkpoint,
 )
 from biggan.training.distributed import Group
+from biggan.training.freezing import Waiting
 from biggan.training.health import Alarm, Probe, Watch, largest_singular_value
 from biggan.training.interrupt import StopSignal
 from biggan.training.networks import Networks
@@ -79,10 +80,13 @@ class Trainer:
         self.source = BatchSource(config, data, Loader(data, self.sampler, config.train.seed, flip=config.data.flip))
         self.networks = Networks(config, self.group, self.precision)
         self.pace = Pace(config)
+        self.waiting = Waiting(config.transfer)
+        self.networks.g_player.hold(not self.waiting.over)
         self.watch = Watch(config.health, saturates=config.train.loss == "hinge")
         self.probe = Probe(config.train.seed, config.model.dim_z, config.model.classes, self.device)
         self.writer = BackgroundWriter()
         self.updates = self.latents_seen = self.phase = self.rollbacks = 0
+        self.origin: dict[str, Any] | None = None  # of weights that came from elsewhere
         self.change: str | None = None  # of the data or their sampling, since the checkpoint
         self.log: RunLog | Silent = Silent()
         self._sums: dict[str, Tensor] = {}
@@ -114,6 +118,8 @@ class Trainer:
             "health": self.watch.state_dict(),
             "healthy": self.watch.healthy,
             "rollbacks": self.rollbacks,
+            "waiting": self.waiting.state_dict(),
+            "origin": self.origin,
             "scores": {name: value for name, value in self._scores.items() if math.isfinite(value)},
             "config": self.config.to_dict(),
             **self.networks.state_dict(),
@@ -130,6 +136,13 @@ class Trainer:
             "micro_batch": self.config.train.micro_batch,
         }
 
+    def begin_from(self, origin: dict[str, Any]) -> None:
+        """After weights from elsewhere were put into the networks: `origin` says whence, and which parameters by
+        "transferred", {"g": names, "d": names}. It is saved with every checkpoint."""
+        self.origin = origin
+        self.networks.begin_average()
+        self.networks.set_transferred(origin["transferred"], self.config.transfer)
+
     def restore(self, checkpoint: Path, state: dict[str, Any], override: bool = False) -> None:
         """Continue from a verified checkpoint. Raises ValueError if it is another model's or another data set's."""
         self._check_class_names(checkpoint, state)
@@ -141,6 +154,12 @@ class Trainer:
             self.pace.load_state_dict(state["pace"])
             self.watch.load_state_dict(state["health"])
             self.rollbacks = state["rollbacks"]
+        if state.get("origin"):
+            self.origin = state["origin"]
+            self.networks.set_transferred(self.origin["transferred"], self.config.transfer)
+        if "waiting" in state:
+            self.waiting.load_state_dict(state["waiting"])
+            self.networks.g_player.hold(not self.waiting.over)
         self._sums, self._counts = {}, {}
 
     def _check_class_names(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -191,6 +210,7 @@ class Trainer:
             d_steps=self.config.train.d_steps,
             rank=self.group.rank,
             processes=self.processes,
+            generator=self.waiting.over,
         )
         with prefetched(requests, self.source.fetch, device=self.device) as batches:
             while not (self.finished or self._replan):
@@ -204,17 +224,24 @@ class Trainer:
             size = self._begin_update(stop).d
             values = engine.update_discriminator(self._take(batches, self.images_seen, size, stop), size)
             self._collect(values)
+            self.waiting.add(values)
             for record in self.sampler.advance(size):
                 self.log.event("epoch", update=self.updates, **record)
                 self._remember(audit.record_epoch(record))
             self.phase += 1
-        size = self._begin_update(stop).g
-        self.networks.ema.decay = self.pace.ema_decay(self.images_seen)
-        source = self._take(batches, self.latents_seen, size, stop)
-        self._collect(engine.update_generator(source, size, self.updates + 1))
-        self.latents_seen += size
+        if self.waiting.over:
+            size = self._begin_update(stop).g
+            self.networks.ema.decay = self.pace.ema_decay(self.images_seen)
+            source = self._take(batches, self.latents_seen, size, stop)
+            self._collect(engine.update_generator(source, size, self.updates + 1))
+            self.latents_seen += size
         self.updates += 1
         self.phase = 0
+        if reason := self.waiting.look(self.updates, self.images_seen):
+            self.networks.g_player.hold(False)
+            self._replan = True
+            self.log.event("generator released", update=self.updates, images_seen=self.images_seen)
+            self.log.say(f"update {self.updates:,}: the generator is trained from here on, {reason}")
 
     def _begin_update(self, stop: StopSignal):
         """Batches and learning rates of this update. All processes stop at the same one, whichever was told to."""
@@ -290,7 +317,7 @@ class Trainer:
         for side, player in (("d", networks.d_player), ("g", networks.g_player)):
             if math.isfinite(noise := player.noise.scale()):
                 means[f"{side}_noise_scale"] = noise
-            means[f"{side}_lr"] = player.optimizer.param_groups[0]["lr"]
+            means[f"{side}_lr"] = player.optimizer.param_groups[0]["lr"]  # of new parameters, if some were transferred
         means["d_batch"], means["g_batch"] = self.pace.batches(self.images_seen)
         means["images_per_second"] = (self.images_seen - self._logged_images) / max(now - self._last_log, 1e-9)
         if self.device.type == "cuda":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from biggan.data.loader import mirror
 from biggan.models.norm import RunningStatistics, track
-from biggan.models.spectral import SpectralUpdate, as_matrix, from_matrix
+from biggan.models.spectral import SpectralUpdate, as_matrix, fix, from_matrix
 from biggan.training.augment import NUMBERS, augment
 from biggan.training.ema import Ema
 from biggan.training.losses import LOSSES, Penalties
@@ -78,8 +78,14 @@ class Player:
         self.statistics = RunningStatistics(model)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.noise = NoiseScale(self.parameters[0].device)
+        self.held = False
         shared = getattr(model, "shared", None)
         self._regularised = [p for p in self.parameters if p.ndim >= 2 and (shared is None or p is not shared.weight)]
+
+    def hold(self, held: bool) -> None:
+        """Keep the whole model as it is while the opponent is updated, spectral vectors and statistics included."""
+        self.held = held
+        fix(self.model, held)
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -172,7 +178,7 @@ class Updates:
 
     def update_discriminator(self, batches: Iterable[DiscriminatorBatch], batch_size: int) -> dict[str, Tensor]:
         """One step on `batch_size` real images and as many generated ones, over all processes."""
-        track(self.generator.model, "ignore" if self.once else "forward")
+        track(self.generator.model, "ignore" if self.once or self.generator.held else "forward")
         with self._update(self.discriminator, self.generator):
             return self._passes(self.discriminator, DISCRIMINATOR_LOG, batches, self._discriminator_pass, batch_size)
 
@@ -245,7 +251,8 @@ class Updates:
     def _update(self, player: Player, opponent: Player):
         """The frame of an update of `player`; whatever interrupts it leaves everything as it was."""
         opponent.model.requires_grad_(False)
-        player.model.requires_grad_(True)
+        for p in player.parameters:  # what the optimizer does not have stays fixed
+            p.requires_grad_(True)
         try:
             if self.once:
                 player.spectral.begin(train=True)
