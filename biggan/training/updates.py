@@ -131,12 +131,17 @@ def add_orthogonal_gradient(parameters: Iterable[Tensor], strength: float) -> No
     """Modified orthogonal regularisation (arXiv 1809.11096, equation 3) as a direct gradient,
 
     grad += strength * 2 (W W^T with zeroed diagonal) W,   W [out, rest].
+
+    For a tall W, where W W^T would be far larger than W itself, this is W (W^T W) less W's rows times their squares.
     """
     for p in parameters:
         w = as_matrix(p, p)
-        gram = w @ w.T
-        gram.fill_diagonal_(0)
-        p.grad.add_(from_matrix(gram @ w, p), alpha=2 * strength)
+        if w.shape[0] > w.shape[1]:
+            product = torch.addcmul(w @ (w.T @ w), w, w.square().sum(1, keepdim=True), value=-1)
+        else:
+            gram = w @ w.T
+            product = gram.fill_diagonal_(0) @ w
+        p.grad.add_(from_matrix(product, p), alpha=2 * strength)
 
 
 def real_images(batch: DiscriminatorBatch | GeneratorBatch) -> Tensor:

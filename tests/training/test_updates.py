@@ -148,11 +148,12 @@ def test_an_update_only_ever_sees_its_own_players_gradients():
     assert not hasattr(engine.discriminator.optimizer, "seen")
 
 
-def test_orthogonal_regularisation_is_the_gradient_of_the_papers_penalty():
+@pytest.mark.parametrize("out", [5, 20])  # a wide matrix and a tall one, of 12 columns
+def test_orthogonal_regularisation_is_the_gradient_of_the_papers_penalty(out):
     """strength/2 ||W W^T * (1 - I)||^2 has the gradient 2 strength (W W^T * (1 - I)) W."""
-    w = torch.randn(5, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(out, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     flat = w.flatten(1)
-    penalty = 0.5 * 0.3 * ((flat @ flat.T) * (1 - torch.eye(5, dtype=torch.float64))).square().sum()
+    penalty = 0.5 * 0.3 * ((flat @ flat.T) * (1 - torch.eye(out, dtype=torch.float64))).square().sum()
     (expected,) = torch.autograd.grad(penalty, w)
     w.grad = torch.zeros_like(w)
     add_orthogonal_gradient([w], 0.3)
