@@ -164,6 +164,12 @@ class Sampler:
             state["overrides"] = self._overrides
         return state
 
+    def begin_at(self, position: int) -> None:
+        """Begin epoch 0 at a position, for a run whose images until there are not known."""
+        self.position = position
+        self._sum = 0
+        self._segments = (self._begin(self.plan, position, 0),)
+
     def load_state_dict(self, state: dict, override: bool = False) -> str | None:
         """Go on from a saved state. Returns a sentence if something changes, and from which position on, or None.
 

@@ -21,6 +21,7 @@ from biggan.training.checkpoint import CheckpointError, load_model
 Tensors = dict[str, Tensor]
 Widths = list[tuple[int, int]]  # (in, out) of every block
 MAX_DEPTH = 8
+DIM_Z_PER_CHUNK = 20  # where there is a discriminator alone
 
 
 def generator_settings(tensors: Tensors, source: object) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def discriminator_settings(tensors: Tensors, source: object) -> dict[str, Any]:
     stages_of = deep_discriminator_stages if deep else discriminator_stages
     resolution, ch, depth = _fit(widths, stages_of, deep, source, _discriminator_blocks)
     stages = stages_of(resolution, ch)
-    attended = {i for i in range(len(stages)) if any(f"blocks.{i}.{j}.theta.weight" in tensors for j in (1, depth))}
+    attended = {i for i in range(len(stages)) if f"blocks.{i}.{depth}.theta.weight" in tensors}
     settings: dict[str, Any] = {
         "family": "deep" if deep else "biggan",
         "resolution": resolution,
@@ -149,12 +150,19 @@ def _tensor(tensors: Tensors, name: str, source: object) -> Tensor:
 def joint_settings(parts: list[dict[str, Any]], stated: dict[str, Any], source: object) -> ModelConfig:
     """One architecture for several files: what the source's own settings state, else what the first file shows.
 
-    Whether every file fits is for `check_tensors` to say, tensor by tensor.
+    Whether every file fits is for `check_tensors` to say, tensor by tensor. A network that no file holds gets the
+    width, attention and spectral norm of the other.
     """
     merged: dict[str, Any] = {}
     for settings in (stated, *parts):
         for name, value in settings.items():
             merged.setdefault(name, value)
+    for name in ("ch", "attention", "spectral"):
+        for there, missing in (("g", "d"), ("d", "g")):
+            if f"{there}_{name}" in merged:
+                merged.setdefault(f"{missing}_{name}", merged[f"{there}_{name}"])
+    if "dim_z" not in merged:
+        merged["dim_z"] = DIM_Z_PER_CHUNK * (merged["resolution"].bit_length() - 2)
     try:
         return ModelConfig(**merged)
     except ConfigError as error:

@@ -29,6 +29,7 @@ class Released:
 
     `models` holds functions, one per model file (generator, generator_ema, discriminator), so that a full-size
     checkpoint need not be in memory at once. `config`, `optimizers` and `position` are there when training can go on.
+    `settings` and `logged` only serve to write the source again as it was.
     """
 
     format: str
@@ -42,7 +43,6 @@ class Released:
     statistics: bool = True  # whether the source holds batch-norm statistics
     class_names: list[str] | None = None
     truncation_mode: str = "resample"  # the meaning of truncation that the weights were published with
+    settings: dict[str, Any] = field(default_factory=dict)  # the source's own, plain values only
+    logged: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # {model file: {layer: singular values}}
     notes: list[str] = field(default_factory=list)
-
-    def origin(self) -> dict[str, Any]:
-        return {"format": self.format, "source": self.source}

@@ -147,7 +147,10 @@ class Trainer:
         """Continue from a verified checkpoint. Raises ValueError if it is another model's or another data set's."""
         self._check_class_names(checkpoint, state)
         self.networks.restore(checkpoint, state)
-        self.change = self.sampler.load_state_dict(state["sampler"], override=override)
+        if "sampler" in state:
+            self.change = self.sampler.load_state_dict(state["sampler"], override=override)
+        else:  # an imported run: its order of images begins here
+            self.sampler.begin_at(state["images_seen"])
         self.updates, self.latents_seen = state["updates"], state["latents_seen"]
         self.phase = min(state["phase"], self.config.train.d_steps)
         if "pace" in state:  # an imported run has none
@@ -163,7 +166,8 @@ class Trainer:
         self._sums, self._counts = {}, {}
 
     def _check_class_names(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        theirs, ours = state["description"]["class_names"], list(self.data.class_names)
+        ours = list(self.data.class_names)
+        theirs = state["description"]["class_names"] or ours  # imported weights may not know their names
         for i, (a, b) in enumerate(itertools.zip_longest(theirs, ours)):
             if a != b:
                 raise CheckpointError(
