@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from biggan.cli import UsageError, run_command
-from biggan.config import Config, ConfigError, RunConfig, load_config, preset_names
+from biggan.config import Config, ConfigError, RunConfig, TransferConfig, load_config, preset_names, read_config
 
 WEIGHTS = Path("weights")
 DATA = Path("data")
@@ -38,6 +38,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--d-accumulation", type=int, metavar="K", help="micro-batches per device in a discriminator update")
     add("--g-accumulation", type=int, metavar="K", help="the same for the generator")
     add("--save-every", metavar="N", help="when to save: 500000 (real images), or 20min; replaces the config's cadence")
+    add(
+        "--init-from",
+        metavar="PATH",
+        help="begin a new run from these weights (run, directory or file)",
+    )
+    add("--freeze-g", type=int, metavar="N", help="train D alone for N real images first (transfer.freeze_g)")
     add("--rollback", type=int, metavar="STEP", help="first go back to the checkpoint after STEP generator updates")
     add("--checkpointing", action="store_true", help="less memory for more time (train.checkpointing)")
     add("--dry-run", action="store_true", help="resolve and check everything, print it, and stop")
@@ -70,16 +76,34 @@ def resolve_config(args: argparse.Namespace) -> tuple[Config, str]:
     source = args.config
     if source is None and args.run and (Path(args.run) / "config.toml").exists():
         source = str(Path(args.run) / "config.toml")
-    if source is None:
+    if args.freeze_g is not None:
+        args.set.append(f"transfer.freeze_g={args.freeze_g}")
+    if args.init_from:
+        config, name = config_from_weights(source, args)
+    elif source is None:
         raise ConfigError(f"--config is missing; give a TOML file or one of: {', '.join(preset_names())}")
-    config = load_config(source, args.set)
+    else:
+        config, name = load_config(source, args.set), Path(source).stem
     if args.data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=tuple(args.data)))
     if args.checkpointing:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpointing=True))
     if args.save_every:
         config = dataclasses.replace(config, run=save_cadence(config.run, args.save_every))
-    return apply_batch_flags(config, args, int(os.environ.get("WORLD_SIZE", "1"))), Path(source).stem
+    return apply_batch_flags(config, args, int(os.environ.get("WORLD_SIZE", "1"))), name
+
+
+def config_from_weights(source: str | None, args: argparse.Namespace) -> tuple[Config, str]:
+    """The config of a run with --init-from: the architecture of the weights, the resolution of the data."""
+    from biggan.data.dataset import open_data
+    from biggan.released.transfer import open_source, starting_config
+
+    path = Path(args.init_from)
+    files = [Path(p) for p in args.data or [] if Path(p).is_file()]
+    resolution = open_data(files[0], verify=False).resolution if files else None
+    config = starting_config(read_config(source, args.set), path, open_source(path), resolution, source is not None)
+    place = path.parent.parent if path.parent.name == "checkpoints" else path
+    return config, Path(source).stem if source else place.stem
 
 
 def save_cadence(run: RunConfig, text: str) -> RunConfig:
@@ -204,10 +228,13 @@ def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path 
     state = read_state(checkpoint) if checkpoint else None
     if state:
         check_model(config, state, checkpoint)
+        config = keep_origin(config, state, checkpoint)
     sheet = SampleSheet(config.run.sample_classes, config.run.sample_rows, config.run.standing_images, data.class_names)
     trainer = Trainer(config, data, run, accelerator, draw=sheet)
     if state:
         trainer.restore(checkpoint, state)
+    elif config.transfer.source:
+        say("\n".join(begin_from_weights(trainer)))
     if accelerator.is_main_process:
         replace_text(run / "config.toml", config.to_toml())
     say(config.to_toml())
@@ -221,6 +248,8 @@ def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path 
     log = RunLog(run, config.train.images, trainer.images_seen) if accelerator.is_main_process else Silent()
     with contextlib.closing(log):
         place = {"update": trainer.updates, "images_seen": trainer.images_seen}
+        if trainer.origin and not state:
+            log.event("transfer", **place, **trainer.origin)
         log.event("start", **place, rolled_back=rolled_back, processes=trainer.processes, config=config.to_dict())
         finished = trainer.train(log)
         log.event("end" if finished else "stop", update=trainer.updates, images_seen=trainer.images_seen)
@@ -241,6 +270,32 @@ def check_model(config: Config, state: dict, checkpoint: Path) -> None:
                 f"model.{key} = {value!r}: {checkpoint} was trained with {before.get(key)!r}; a run keeps its "
                 "architecture, so set it back, or start another run with --fresh"
             )
+
+
+def keep_origin(config: Config, state: dict, checkpoint: Path) -> Config:
+    """A run keeps what it began from; the settings that go with it need not be given again."""
+    before = state["config"].get("transfer", {})
+    if not config.transfer.source and before.get("source"):
+        return dataclasses.replace(config, transfer=TransferConfig(**before))
+    if config.transfer.source != before.get("source", ""):
+        began = f"began from {before['source']}" if before.get("source") else "began from random weights"
+        raise ConfigError(
+            f"--init-from {config.transfer.source}: {checkpoint} is of a run that {began}; start another with --fresh"
+        )
+    return config
+
+
+def begin_from_weights(trainer) -> list[str]:
+    """Put the weights that --init-from names into a new run's networks; a table of what was done with them."""
+    from biggan.released.transfer import begin
+
+    settings = trainer.config.transfer
+    networks = trainer.networks
+    origin, table = begin(
+        networks.generator, networks.discriminator, Path(settings.source), trainer.data.class_names, settings.classes
+    )
+    trainer.begin_from(origin)
+    return table
 
 
 def describe_machine(trainer) -> str:
