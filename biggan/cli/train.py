@@ -10,7 +10,16 @@ import re
 from pathlib import Path
 
 from biggan.cli import UsageError, run_command
-from biggan.config import Config, ConfigError, RunConfig, TransferConfig, load_config, preset_names, read_config
+from biggan.config import (
+    Config,
+    ConfigError,
+    RunConfig,
+    TransferConfig,
+    config_from_dict,
+    load_config,
+    preset_names,
+    read_config,
+)
 
 WEIGHTS = Path("weights")
 DATA = Path("data")
@@ -263,11 +272,11 @@ def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path 
 
 def check_model(config: Config, state: dict, checkpoint: Path) -> None:
     """A run keeps its architecture."""
-    before = state["config"]["model"]
+    before = config_from_dict({"model": state["config"]["model"]}).to_dict()["model"]  # with settings that are newer
     for key, value in config.to_dict()["model"].items():
-        if before.get(key) != value:
+        if before[key] != value:
             raise ConfigError(
-                f"model.{key} = {value!r}: {checkpoint} was trained with {before.get(key)!r}; a run keeps its "
+                f"model.{key} = {value!r}: {checkpoint} was trained with {before[key]!r}; a run keeps its "
                 "architecture, so set it back, or start another run with --fresh"
             )
 
