@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biggan.config import ConfigError, ModelConfig
+from biggan.config import ConfigError, ModelConfig, config_from_dict
 from biggan.models import build_discriminator, build_generator
 from biggan.models.arch import RESOLUTIONS, Stage, deep_discriminator_stages, discriminator_stages, generator_stages
 from biggan.training.checkpoint import CheckpointError, load_model
@@ -164,7 +164,7 @@ def joint_settings(parts: list[dict[str, Any]], stated: dict[str, Any], source: 
     if "dim_z" not in merged:
         merged["dim_z"] = DIM_Z_PER_CHUNK * (merged["resolution"].bit_length() - 2)
     try:
-        return ModelConfig(**merged)
+        return config_from_dict({"model": merged}).model
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from None
 

@@ -1,11 +1,13 @@
 """BigGAN-deep generators of the package pytorch-pretrained-biggan: pytorch_model.bin and config.json.
 
 There z comes before the class vector in the condition, the first linear layer's output is laid out [4, 4, channels],
-attention is an entry of the list of blocks, and statistics are stored for 51 truncations from 0 to 1.
+attention is an entry of the list of blocks, and statistics are stored for 51 truncations from 0 to 1. The package
+interpolates between them with the weights of the two neighbours swapped; here it is done right.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -14,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biggan.config import ModelConfig
 from biggan.models.arch import generator_stages
 from biggan.released.architecture import Tensors, generator_settings, joint_settings
 from biggan.released.package import Released
@@ -23,8 +24,12 @@ from biggan.sampling.truncation import TruncationTable
 from biggan.training.checkpoint import CheckpointError
 
 FORMAT = "pytorch-pretrained-biggan"
-EPS = 1e-4  # of all norms, unless config.json says otherwise
+WEIGHTS, CONFIG = "pytorch_model.bin", "config.json"  # also with something before it, as they were published
+RESOLUTIONS = (128, 256, 512)  # at others the channels do not go from 16 ch to ch, as their class has it
 DEPTH = 2
+EPS = 1e-4  # of all norms, unless config.json says otherwise
+EPS_SETTINGS = ("sn_eps", "bn_eps", "output_bn_eps")
+OURS = "biggan"  # the entry of config.json that this program's export adds
 ATTENTION = {"theta": "snconv1x1_theta", "phi": "snconv1x1_phi", "g": "snconv1x1_g", "o": "snconv1x1_o_conv"}
 AFFINE = {"gain": "scale", "bias": "offset"}
 
@@ -38,22 +43,10 @@ def z_last(weight: Tensor, dim_z: int) -> Tensor:
     return torch.cat([weight[:, dim_z:], weight[:, :dim_z]], 1)
 
 
-def z_first(weight: Tensor, dim_z: int) -> Tensor:
-    """The reverse of `z_last`."""
-    width = weight.shape[1] - dim_z
-    return torch.cat([weight[:, width:], weight[:, :width]], 1)
-
-
 def channels_first(rows: Tensor, dim: int = 0) -> Tensor:
     """The axis of 4 x 4 x channels of the first linear layer as channels x 4 x 4."""
     channels = rows.shape[dim] // 16
     return rows.unflatten(dim, (16, channels)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-
-
-def channels_last(rows: Tensor, dim: int = 0) -> Tensor:
-    """The reverse of `channels_first`."""
-    channels = rows.shape[dim] // 16
-    return rows.unflatten(dim, (channels, 16)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 def block_names(tensors: Tensors) -> dict[str, str]:
@@ -122,71 +115,59 @@ def to_native(tensors: Tensors) -> tuple[Tensors, Tensors]:
 
 def read(path: Path) -> Released:
     """A directory with pytorch_model.bin and config.json, or the .bin (or .pth) file alone."""
-    file, settings_file = _files(path)
-    stated, notes = {"sn_eps": EPS, "bn_eps": EPS, "output_bn_eps": EPS}, []
-    if settings_file:
-        stated = _stated(settings_file)
-    else:
-        notes.append(f"there is no config.json; eps = {EPS} is assumed")
+    file = next(iter(sorted(path.glob(f"*{WEIGHTS}")))) if path.is_dir() else path
+    config_file = file.with_name(file.name.removesuffix(WEIGHTS) + CONFIG)
     native, table = to_native(load_tensors(file))
-    model = joint_settings([generator_settings(native, file)], stated, file)
+    shown = generator_settings(native, file)
+    stated, class_names, notes = dict.fromkeys(EPS_SETTINGS, EPS), None, []
+    if file.name.endswith(WEIGHTS) and config_file.exists():
+        stated, class_names = _stated(config_file)
+    else:
+        notes.append(f"there is no {CONFIG} beside it; an eps of {EPS} is assumed")
     values = next(iter(table.values())).shape[0] if table else 0
-    truncations = [i / (values - 1) for i in range(values)]
+    model = joint_settings([shown], stated, file)
     return Released(
         FORMAT,
         str(path),
         model,
-        {"generator_ema": lambda: to_native(load_tensors(file))[0]},
-        table=TruncationTable(truncations, "tfhub", table) if values > 1 else None,
+        {"generator_ema": lambda: _trimmed(to_native(load_tensors(file))[0], model.rgb_channels)},
+        table=TruncationTable([i / (values - 1) for i in range(values)], "tfhub", table) if values > 1 else None,
+        class_names=class_names,
         truncation_mode="tfhub",
         notes=notes,
     )
 
 
-def _files(path: Path) -> tuple[Path, Path | None]:
-    if path.is_dir():
-        file = path / "pytorch_model.bin"
-        settings = path / "config.json"
-    else:
-        file = path
-        settings = next(
-            (p for p in (path.with_name(path.name.replace("pytorch_model.bin", "config.json")),) if p != path),
-            path.with_name("config.json"),
-        )
-    return file, settings if settings.exists() else None
+def _trimmed(native: Tensors, rgb_channels: int) -> Tensors:
+    """Without the zeros by which the export fills up the last convolution."""
+    for name in ("weight", "bias"):
+        native[f"output_conv.{name}"] = native[f"output_conv.{name}"][:rgb_channels]
+    native["output_conv.u"] = native["output_conv.u"][:, :rgb_channels]
+    return native
 
 
-def _stated(file: Path) -> dict[str, Any]:
-    """`model` settings of a config.json. Raises CheckpointError for layers that are not BigGAN-deep's."""
+def _stated(file: Path) -> tuple[dict[str, Any], list[str] | None]:
+    """`model` settings and class names of a config.json. Raises CheckpointError for what is not BigGAN-deep."""
     try:
         theirs = json.loads(file.read_text(encoding="utf-8"))
         ch, layers = int(theirs["channel_width"]), [tuple(layer) for layer in theirs["layers"]]
         resolution, position = int(theirs["output_dim"]), int(theirs["attention_layer_position"])
-        eps = float(theirs["eps"])
-        sizes = {"dim_z": int(theirs["z_dim"]), "shared_dim": int(theirs["z_dim"])}
-        sizes["classes"] = int(theirs["num_classes"])
+        eps, dim_z, classes = float(theirs["eps"]), int(theirs["z_dim"]), int(theirs["num_classes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is not a config of {FORMAT} ({error!r})") from None
-    if resolution not in (128, 256, 512) and resolution not in (32, 64):
-        raise CheckpointError(f"{file}: output_dim = {resolution}: it must be one of 32, 64, 128, 256, 512")
-    expected = layer_table(resolution)
-    if layers != expected:
-        i = next(
-            (i for i, (a, b) in enumerate(zip(layers, expected, strict=False)) if a != b),
-            min(len(layers), len(expected)),
-        )
-        raise CheckpointError(
-            f"{file}: layers[{i}] is not that of BigGAN-deep at {resolution} px; another architecture?"
-        )
-    if position % DEPTH or not 0 < position <= len(layers):
+    if resolution not in RESOLUTIONS:
+        raise CheckpointError(f"{file}: output_dim = {resolution}: it must be one of {RESOLUTIONS}")
+    for i, (found, expected) in enumerate(itertools.zip_longest(layers, layer_table(resolution))):
+        if found != expected:
+            raise CheckpointError(
+                f"{file}: layers[{i}] is {found}, but BigGAN-deep at {resolution} px has {expected}; "
+                "another architecture?"
+            )
+    if position < len(layers) and (position % DEPTH or not position):
         raise CheckpointError(f"{file}: attention_layer_position = {position}: attention must follow a whole stage")
-    attention = generator_stages(resolution, 1)[position // DEPTH - 1].resolution
-    return sizes | {
-        "resolution": resolution,
-        "g_ch": ch,
-        "g_attention": (attention,),
-        **dict.fromkeys(("sn_eps", "bn_eps", "output_bn_eps"), eps),
-    }
+    stated = {"dim_z": dim_z, "shared_dim": dim_z, "classes": classes, "resolution": resolution, "g_ch": ch}
+    ours = theirs.get(OURS, {})
+    return stated | dict.fromkeys(EPS_SETTINGS, eps) | ours.get("model", {}), ours.get("class_names")
 
 
 def layer_table(resolution: int) -> list[tuple[bool, int, int]]:
@@ -196,20 +177,3 @@ def layer_table(resolution: int) -> list[tuple[bool, int, int]]:
         table += [(False, stage.in_channels, stage.in_channels)] * (DEPTH - 1)
         table.append((True, stage.in_channels, stage.out_channels))
     return table
-
-
-def require_exportable(model: ModelConfig) -> None:
-    """Raise ValueError for what their model class cannot be."""
-    rules = [
-        (model.family == "deep", "family", "biggan-deep generators only; set family = 'deep'"),
-        (model.hierarchical and model.classes > 1, "hierarchical", "z and the class must both feed every block"),
-        (model.dim_z == model.shared_dim, "shared_dim", f"the class vector must be as wide as z ({model.dim_z})"),
-        (model.g_depth == DEPTH, "g_depth", "there are two blocks a stage"),
-        (model.norm == "batch", "norm", "there is batch norm only"),
-        (model.g_spectral, "g_spectral", "every layer is spectrally normalised"),
-        (model.singular_values == 1, "singular_values", "one vector per layer is stored"),
-        (len(model.g_attention) == 1, "g_attention", "there is exactly one attention layer"),
-    ]
-    for holds, name, rule in rules:
-        if not holds:
-            raise ValueError(f"model.{name} = {getattr(model, name)!r}: in {FORMAT} {rule}")

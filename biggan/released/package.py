@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,8 +14,7 @@ from biggan.sampling.truncation import TruncationTable
 Tensors = dict[str, Tensor]
 
 
-@dataclass
-class Position:
+class Position(NamedTuple):
     """How far a run was when it was saved."""
 
     updates: int

@@ -14,14 +14,21 @@ from biggan.latents import Stream
 from biggan.models import build_discriminator, build_generator
 from biggan.sampling.standing import batch_limit, statistics_at
 from biggan.sampling.truncation import Truncation, load_table, published_mode, truncated_latents
-from biggan.training.checkpoint import CheckpointError, list_checkpoints, load_model, open_tensors, read_tensors
+from biggan.training.checkpoint import (
+    MODEL_FILES,
+    CheckpointError,
+    list_checkpoints,
+    load_model,
+    open_tensors,
+    read_tensors,
+)
 
 
 def find_weights(path: Path) -> Path:
     """The directory with the model files for a run directory (its newest checkpoint) or a checkpoint directory."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    if path.is_file() or (path / "generator_ema.safetensors").exists() or (path / "generator.safetensors").exists():
+    if path.is_file() or any((path / f"{holds}.safetensors").exists() for holds in MODEL_FILES):
         return path
     for checkpoint in list_checkpoints(path):
         if (checkpoint / "state.json").exists():
@@ -53,8 +60,8 @@ def _load(path: Path, holds: str, build, device) -> nn.Module:
     if "model" not in description:
         raise CheckpointError(f"{file} does not say which architecture it holds; it was not written by this program")
     config: ModelConfig = config_from_dict({"model": description["model"]}).model
-    with torch.device(device):
-        model = build(config)
+    with torch.device("meta"):  # nothing is initialised only to be overwritten
+        model = build(config).to_empty(device=device)
     tensors, _ = read_tensors(file)
     load_model(model, tensors, file)
     model.description = description
