@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from biggan.config import ConfigError, config_from_dict
@@ -9,9 +14,29 @@ from biggan.released import huggingface, reference_trainer, tfhub
 from biggan.released.package import Released
 from biggan.released.pickles import load_tensors
 from biggan.sampling.truncation import load_table
-from biggan.training.checkpoint import MODEL_FILES, CheckpointError, open_tensors, read_tensors
+from biggan.training.checkpoint import MODEL_FILES, CheckpointError, list_checkpoints, open_tensors, read_tensors
 
 FORMATS = (reference_trainer.FORMAT, huggingface.FORMAT, tfhub.FORMAT, "safetensors")
+
+
+@contextlib.contextmanager
+def opened(source: Path) -> Iterator[Released]:
+    """`read_released`, also for a TF-Hub module as it is served, a .tar.gz; valid inside the block."""
+    if not source.name.endswith((".tar.gz", ".tgz", ".tar")):
+        yield read_released(source)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            with tarfile.open(source) as archive:
+                wanted = [m for m in archive if re.fullmatch(r"(\./)?variables/variables\.[\w.-]+", m.name)]
+                archive.extractall(name, wanted, filter="data")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise CheckpointError(f"{source} cannot be unpacked ({error}); it may be truncated") from None
+        if not wanted:
+            raise CheckpointError(f"{source} is no TF-Hub module: it holds no variables/variables.*")
+        released = tfhub.read(Path(name))
+        released.source = str(source)
+        yield released
 
 
 def read_released(source: Path) -> Released:
@@ -36,13 +61,15 @@ def read_released(source: Path) -> Released:
 
 
 def _read_directory(source: Path) -> Released:
-    if (source / "pytorch_model.bin").exists():
+    if any(source.glob(f"*{huggingface.WEIGHTS}")):
         return huggingface.read(source)
     if any(source.glob("*.pth")):
         return reference_trainer.read_directory(source)
     files = [source / f"{holds}.safetensors" for holds in MODEL_FILES if (source / f"{holds}.safetensors").exists()]
     if files:
         return _read_safetensors(files, source)
+    if checkpoints := list_checkpoints(source):
+        return _read_directory(checkpoints[0])
     raise CheckpointError(
         f"{source} holds no weights: no *.pth, pytorch_model.bin, variables/variables.index or *.safetensors"
     )
