@@ -76,12 +76,13 @@ def _without_sources(path: Path) -> io.BytesIO:
     begin = stream.tell()
     names, arguments, offsets = zip(*((op.name, x, at) for op, x, at in pickletools.genops(data[begin:])), strict=True)
     starts = [begin + at for at in offsets] + [begin + offsets[-1] + 1]
+    for name, argument in zip(names, arguments, strict=True):
+        if name == "GLOBAL" and argument.startswith("torch.nn.") and not argument.endswith(".activation ReLU"):
+            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {argument.replace(' ', '.')} ")
     kept, i = data[:begin], 0
     while i < len(names):
         if names[i] == "MARK" and arguments[i + 1] == "module":
             cls = names.index("GLOBAL", i)
-            if arguments[cls] != "torch.nn.modules.activation ReLU":
-                raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {arguments[cls].replace(' ', '.')} ")
             kept += data[starts[cls] : starts[cls + 2]]  # the class, and its place in the memo
             i = names.index("BINPERSID", cls) + 1
         else:
