@@ -105,12 +105,12 @@ def resolve_config(args: argparse.Namespace) -> tuple[Config, str]:
 def config_from_weights(source: str | None, args: argparse.Namespace) -> tuple[Config, str]:
     """The config of a run with --init-from: the architecture of the weights, the resolution of the data."""
     from biggan.data.dataset import open_data
-    from biggan.released.transfer import open_source, starting_config
+    from biggan.released.transfer import starting_config
 
     path = Path(args.init_from)
     files = [Path(p) for p in args.data or [] if Path(p).is_file()]
     resolution = open_data(files[0], verify=False).resolution if files else None
-    config = starting_config(read_config(source, args.set), path, open_source(path), resolution, source is not None)
+    config = starting_config(read_config(source, args.set), path, resolution, complete=source is not None)
     place = path.parent.parent if path.parent.name == "checkpoints" else path
     return config, Path(source).stem if source else place.stem
 

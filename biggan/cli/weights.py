@@ -40,6 +40,11 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", required=True, choices=("reference", "huggingface"), dest="form")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
 
+    sub = command("promote", promote_weights, "make weights for more pixels out of weights")
+    sub.add_argument("source", type=Path, help="run, checkpoint, imported weights, or a released file")
+    sub.add_argument("--size", type=int, required=True, metavar="PIXELS")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: weights/<name of the source>-<size>")
+
     sub = command("show", show, "what a run, weights or a model file are")
     sub.add_argument("source", type=Path)
 
@@ -112,6 +117,20 @@ def export_weights(args: argparse.Namespace) -> int:
 
     export(args.source, args.form, args.out)
     print(f"{args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    return 0
+
+
+def promote_weights(args: argparse.Namespace) -> int:
+    from biggan.released.promotion import promote
+
+    out = args.out or WEIGHTS / f"{args.source.resolve().stem}-{args.size}"
+    if out.exists():
+        raise UsageError(f"{out} exists already; give another --out, or remove it")
+    notes = promote(args.source, args.size, out)
+    print(f"{out}: {args.size} px, from {args.source}")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"next: train.py --init-from {out} --data ...   (the pictures begin as {args.source}'s, enlarged)")
     return 0
 
 

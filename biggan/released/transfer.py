@@ -21,7 +21,7 @@ from biggan.config import Config, ConfigError, ModelConfig, config_from_dict
 from biggan.models import build_discriminator, build_generator
 from biggan.released import promotion
 from biggan.released.architecture import Tensors, check_tensors
-from biggan.released.importing import read_released
+from biggan.released.importing import opened
 from biggan.released.package import Released
 from biggan.sampling.generate import find_weights
 from biggan.settings import nearest
@@ -41,34 +41,23 @@ class Carried(NamedTuple):
     transferred: bool = True  # whether it says something that the source knew
 
 
-def open_source(path: Path) -> Released:
-    """The weights of a run, a directory or a file, in any format that is known. Raises CheckpointError."""
-    if not path.exists():
-        raise CheckpointError(f"--init-from {path} does not exist; a run that began from it continues with --run DIR")
-    try:
-        return read_released(find_weights(path))
-    except CheckpointError:
-        if path.is_file():
-            raise
-    return read_released(path)
-
-
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-def starting_config(
-    raw: dict[str, Any], path: Path, source: Released, resolution: int | None, complete: bool
-) -> Config:
-    """The config of a run that begins from `source`.
+def starting_config(raw: dict[str, Any], path: Path, resolution: int | None = None, complete: bool = False) -> Config:
+    """The config of a run that begins from the weights at `path`, for data of `resolution` (None: the source's).
 
     The architecture is the source's; `raw` may set what does not contradict it. Unless `raw` is `complete` (a preset or
     file was chosen), other settings are those that a source which is a run was trained with.
     """
+    if not path.exists():
+        raise ConfigError(f"--init-from {path}: it does not exist; a run that began from it continues with --run DIR")
     settings: dict[str, dict[str, Any]] = {} if complete else _trained_with(path)
     for section, values in raw.items():
         settings[section] = settings.get(section, {}) | values
     settings["ema"] = {"start": 0} | raw.get("ema", {}) | _without(settings.get("ema", {}), "start")
-    model = starting_model(raw.get("model", {}), source, resolution)
+    with opened(path) as source:
+        model = starting_model(raw.get("model", {}), source, resolution)
     settings["model"] = {key: value for key, value in dataclasses.asdict(model).items() if key != "classes"}
     settings["model"]["classes"] = raw.get("model", {}).get("classes", 0)
     settings.setdefault("transfer", {})["source"] = str(path)
@@ -103,7 +92,7 @@ def starting_model(explicit: dict[str, Any], source: Released, resolution: int |
     ours = config_from_dict({"model": settings | explicit}).model
     kept = list(G_KEPT) + (list(D_KEPT) if has_discriminator else [])
     if size != theirs.resolution:
-        promotion.check_settings(theirs, ours, source.source, has_discriminator)
+        promotion.check_settings(theirs, ours, source.source)
         kept = [name for name in kept if name not in ("g_ch", "d_ch", "dim_z")]
     if theirs.classes <= 1:
         kept.remove("shared_dim")
@@ -209,10 +198,11 @@ def transfer(
             continue
         tensors = source.models[file]()
         check_tensors(source.model, holds, tensors, source.source)
-        notes: dict[str, tuple[str, str]] = {}
+        larger = promotion.Promoted(tensors, {}, [])
         if source.model.resolution != model.resolution:
-            tensors, notes = promotion.promoted(holds, tensors, source.model, model.config)
-        report[holds] = carry(model, tensors, rows, notes)
+            larger = promotion.promoted(holds, tensors, source.model, model.config)
+        report[holds] = carry(model, larger.tensors, rows, larger.notes)
+        report[holds] += [Carried(name, tensors[name].numel(), "unused", "", False) for name in larger.unused]
     return report
 
 
@@ -303,8 +293,8 @@ def begin(
     generator: nn.Module, discriminator: nn.Module, path: Path, class_names: list[str], how: str
 ) -> tuple[dict[str, Any], list[str]]:
     """Begin from the weights at `path`: what a run records about that, and a table for the user."""
-    source = open_source(path)
-    report = transfer(generator, discriminator, source, list(class_names), how)
+    with opened(path) as source:
+        report = transfer(generator, discriminator, source, list(class_names), how)
     return origin_of(source, path, report), [f"from {path} ({source.format}):", *describe(report)]
 
 
