@@ -134,7 +134,7 @@ class Build:
         """Decode, crop, resize and store all files that have not been dealt with yet, in order."""
         plan, ledger = self.plan, self.workspace.ledger
         jobs = ((file, plan.boxes.get(file.path)) for file in plan.files[ledger.done :])
-        outcomes = process_all(jobs, plan.settings, plan.reader, workers)
+        outcomes = process_all(jobs, plan.settings, plan.reader, workers, self.workspace.folder / "scratch")
         if plan.dedupe:
             outcomes = self._without_duplicates(outcomes)
         self.workspace.record(outcomes, progress)

@@ -197,7 +197,8 @@ def to_square(
     if crop in ("center", "top"):
         side = min(width, height)
         left, top = (width - side) // 2, 0 if crop == "top" else (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
+        if width != height:
+            image = image.crop((left, top, left + side, top + side))
     return image if image.size == (size, size) else image.resize((size, size), resample)
 
 

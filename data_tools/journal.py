@@ -133,7 +133,7 @@ class Workspace:
         """Store outcomes as they come; `progress` is called with each."""
         pending: list[bytes] = []
         written, synced = 0, time.monotonic()
-        with open(self.images, "r+b", buffering=2**20) as images, open(self.journal, "ab") as journal:
+        with open(self.images, "r+b", buffering=2**16) as images, open(self.journal, "ab") as journal:
             images.seek(0, os.SEEK_END)
             try:
                 for outcome in outcomes:

@@ -1,9 +1,12 @@
 """From listed files to stored images, in parallel and in order.
 
-Worker processes rather than threads: on two cores both are equally fast (`scripts/bench.py build` measures them), but
-about a tenth of the work on an image is Python code, so threads would stop gaining at about ten cores.
+Worker processes rather than threads: a decoder that crashes takes only its worker along, and since about a tenth of
+the work on an image is Python code, threads would stop gaining at about ten cores. Pixels come back through a file
+whose parts are used again and again, so that it stays in the page cache: a pipe would cost a tenth of the time.
 """
 
+import ctypes
+import mmap
 import multiprocessing
 import os
 import signal
@@ -12,8 +15,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from multiprocessing import resource_tracker
+from pathlib import Path
 
 from data_tools.folders import ImageFile
 from data_tools.images import ImageError, cut_box, encode, open_picture, to_square, used_side
@@ -48,7 +53,7 @@ class ImageSettings:
 class Outcome:
     """What became of one file: a stored image, or a reason why it is left out."""
 
-    stored: bytes = b""
+    stored: bytes | memoryview = b""
     digest: bytes = b""
     width: int = 0  # of the upright source image, pixels
     height: int = 0
@@ -76,11 +81,14 @@ def process(job: Job, settings: ImageSettings, reader: Reader) -> Outcome:
     return Outcome(stored, digest_of(stored), width, height, side, tuple(picture.remarks))
 
 
-def process_all(jobs: Iterable[Job], settings: ImageSettings, reader: Reader, workers: int) -> Iterator[Outcome]:
+def process_all(
+    jobs: Iterable[Job], settings: ImageSettings, reader: Reader, workers: int, scratch: Path
+) -> Iterator[Outcome]:
     """The outcomes of all jobs, in their order, whatever the number of worker processes.
 
-    Memory is bounded by a few MiB per worker. A file that kills its worker, by a crash of a decoder or for want of
-    memory, is tried once more alone, and left out if it does so again.
+    The bytes of an outcome are valid until the next outcome is asked for. Memory is bounded by a few MiB per worker;
+    `scratch` names a file of that size that comes and goes. A file that kills its worker, by a crash of a decoder or
+    for want of memory, is tried once more alone, and left out if it does so again.
     """
     jobs = iter(jobs)
     first = list(islice(jobs, SERIAL_BELOW))
@@ -92,25 +100,26 @@ def process_all(jobs: Iterable[Job], settings: ImageSettings, reader: Reader, wo
         return
     chunk = max(1, min(32, CHUNK_BYTES // settings.row_bytes))
     chunks = _chunks(first, jobs, chunk)
-    waiting: deque[tuple[list[Job], Future]] = deque()
-    pool = _Pool(settings, reader, workers)
+    exchange = Exchange(scratch, 2 * workers + 2, chunk * settings.row_bytes)
+    pool = _Pool(settings, reader, exchange, workers)
+    waiting: deque[tuple[list[Job], int, Future]] = deque()
     try:
-        for group in islice(chunks, 2 * workers + 2):
-            waiting.append((group, pool.submit(group)))
+        for slot, group in zip(range(exchange.slots), chunks):  # noqa: B905 (the shorter one counts)
+            waiting.append((group, slot, pool.submit(group, slot)))
         while waiting:
-            group, future = waiting.popleft()
+            group, slot, future = waiting.popleft()
             try:
-                outcomes = future.result()
+                yield from exchange.collected(future.result(), slot)
             except BrokenProcessPool:
                 pool.close()
-                outcomes = list(_process_alone(group, settings, reader))
-                pool = _Pool(settings, reader, workers)
-                waiting = deque((other, pool.submit(other)) for other, _ in waiting)
+                yield from _process_alone(group, slot, settings, reader, exchange)
+                pool = _Pool(settings, reader, exchange, workers)
+                waiting = deque((other, slot, pool.submit(other, slot)) for other, slot, _ in waiting)
             for other in islice(chunks, 1):
-                waiting.append((other, pool.submit(other)))
-            yield from outcomes
+                waiting.append((other, slot, pool.submit(other, slot)))
     finally:
         pool.close()
+        exchange.remove()
 
 
 def _chunks(first: list[Job], rest: Iterator[Job], size: int) -> Iterator[list[Job]]:
@@ -120,52 +129,114 @@ def _chunks(first: list[Job], rest: Iterator[Job], size: int) -> Iterator[list[J
         yield chunk
 
 
-def _process_alone(jobs: list[Job], settings: ImageSettings, reader: Reader) -> Iterator[Outcome]:
+def _process_alone(
+    jobs: list[Job], slot: int, settings: ImageSettings, reader: Reader, exchange: "Exchange"
+) -> Iterator[Outcome]:
     """Each job by itself in one more process, which is replaced when a job kills it."""
-    pool = _Pool(settings, reader, 1)
+    pool = _Pool(settings, reader, exchange, 1)
     try:
         for job in jobs:
             try:
-                yield pool.submit([job]).result()[0]
+                yield from exchange.collected(pool.submit([job], slot).result(), slot)
             except BrokenProcessPool:
                 yield Outcome(reason="its decoding kills the process (a bug of the decoder, or not enough memory)")
                 pool.close()
-                pool = _Pool(settings, reader, 1)
+                pool = _Pool(settings, reader, exchange, 1)
     finally:
         pool.close()
+
+
+class Exchange:
+    """A file in which workers leave stored images: a slot for each group of jobs under way, used again and again."""
+
+    def __init__(self, path: Path, slots: int, slot_bytes: int):
+        self.path, self.slots, self.slot_bytes = path, slots, slot_bytes
+        with open(path, "wb") as file:
+            for _ in range(slots):  # with real zeros, so that a full disk shows here and not in a worker
+                file.write(bytes(slot_bytes))
+        with open(path, "rb") as file:
+            self._content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "slot_bytes": self.slot_bytes}
+
+    def leave(self, outcomes: Iterable[Outcome], slot: int) -> list[tuple[Outcome, int]]:
+        """In a worker: take the bytes out of outcomes and write them to a slot, one after another, while they fit.
+
+        Returns the outcomes with the number of bytes that were taken from each.
+        """
+        left, place, end = [], slot * self.slot_bytes, (slot + 1) * self.slot_bytes
+        with open(self.path, "r+b", buffering=0) as file:
+            file.seek(place)
+            for outcome in outcomes:
+                length = len(outcome.stored)
+                if place + length <= end and file.write(outcome.stored) == length:
+                    outcome = replace(outcome, stored=b"")
+                    place += length
+                    left.append((outcome, length))
+                else:
+                    left.append((outcome, 0))
+                    file.seek(place)
+        return left
+
+    def collected(self, left: list[tuple[Outcome, int]], slot: int) -> Iterator[Outcome]:
+        """In the parent: the outcomes with their bytes, which are valid until the slot is used again."""
+        place = slot * self.slot_bytes
+        for outcome, length in left:
+            yield replace(outcome, stored=self._content[place : place + length]) if length else outcome
+            place += length
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.path.unlink(missing_ok=True)
 
 
 class _Pool:
     """Worker processes that know the settings and the reader, and end with their parent, even if it is killed."""
 
-    def __init__(self, settings: ImageSettings, reader: Reader, workers: int):
+    def __init__(self, settings: ImageSettings, reader: Reader, exchange: Exchange, workers: int):
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(workers, context, _start_worker, (settings, reader))
+        self._executor = ProcessPoolExecutor(workers, context, _start_worker, (settings, reader, exchange))
 
-    def submit(self, jobs: list[Job]) -> Future:
+    def submit(self, jobs: list[Job], slot: int) -> Future:
+        """The future of `_work`. It may start a process, which is born deaf to Ctrl-C: the parent decides."""
+        resource_tracker.ensure_running()  # before the mask, which it would lift
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self._executor.submit(_work, jobs)
+            return self._executor.submit(_work, jobs, slot)
         except BrokenProcessPool as error:  # found out by the caller when its turn comes
             failed: Future = Future()
             failed.set_exception(error)
             return failed
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[ImageSettings, Reader] | None = None
+_worker: tuple[ImageSettings, Reader, Exchange] | None = None
 
 
-def _start_worker(settings: ImageSettings, reader: Reader) -> None:
+def _start_worker(settings: ImageSettings, reader: Reader, exchange: Exchange) -> None:
     global _worker
-    _worker = settings, reader
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _worker = settings, reader, exchange
+    _keep_freed_memory()
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _work(jobs: list[Job]) -> list[Outcome]:
+def _keep_freed_memory() -> None:
+    """Have glibc keep what an image used for the next one: giving it back and getting it anew takes 9% of the time."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # another C library
+    mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD: keep up to 64 MiB that are free
+    mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: serve blocks up to 32 MiB from it
+
+
+def _work(jobs: list[Job], slot: int) -> list[tuple[Outcome, int]]:
     assert _worker is not None
-    settings, reader = _worker
-    return [process(job, settings, reader) for job in jobs]
+    settings, reader, exchange = _worker
+    return exchange.leave((process(job, settings, reader) for job in jobs), slot)

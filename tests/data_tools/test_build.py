@@ -203,12 +203,12 @@ class DeadlyReader:
         return Path(file.where).read_bytes()
 
 
-def test_a_file_that_kills_its_process_is_left_out(crowd: Path):
+def test_a_file_that_kills_its_process_is_left_out(crowd: Path, tmp_path: Path):
     from data_tools.folders import scan
 
     files = scan(crowd).files
-    settings = processing.ImageSettings(size=16)
-    outcomes = list(processing.process_all(((file, None) for file in files), settings, DeadlyReader(), 2))
+    settings, jobs = processing.ImageSettings(size=16), ((file, None) for file in files)
+    outcomes = list(processing.process_all(jobs, settings, DeadlyReader(), 2, tmp_path / "scratch"))
     assert len(outcomes) == len(files)
     reasons = {file.path: outcome.reason for file, outcome in zip(files, outcomes, strict=True) if outcome.reason}
     assert set(reasons) == {"a/0003.png", "a/0007.png", "c/0000.png", "c/0039.png"}
