@@ -132,7 +132,7 @@ def _settings(shapes: Tensors, bundle: Bundle) -> ModelConfig:
         if not sizes:
             raise CheckpointError(f"{bundle.index}: attention has {width} channels, which no stage has")
         attention = (ATTENTION_AT if ATTENTION_AT in sizes else sizes[-1],)
-    stated = dict.fromkeys(("sn_eps", "bn_eps", "output_bn_eps"), EPS) | {"sn_add_eps": True}
+    stated = dict.fromkeys(("sn_eps", "bn_eps", "output_bn_eps"), EPS) | {"sn_add_eps": settings["family"] == "biggan"}
     return joint_settings([settings | {"g_attention": attention}], stated, bundle.index)
 
 
