@@ -76,6 +76,11 @@ def train(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(config.to_toml())
         print(summary(config, data, run))
+        if config.transfer.source:
+            from biggan.models import build_discriminator, build_generator
+
+            models = build_generator(config.model), build_discriminator(config.model)
+            print("\n".join(begin_from_weights(config, *models, data)[1]))
         return 0
     return start(config, data, run, args.rollback, fit=not micro_batch_is_given(args))
 
@@ -240,15 +245,20 @@ def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path 
         config = keep_origin(config, state, checkpoint)
     sheet = SampleSheet(config.run.sample_classes, config.run.sample_rows, config.run.standing_images, data.class_names)
     trainer = Trainer(config, data, run, accelerator, draw=sheet)
+    table: list[str] = []
     if state:
         trainer.restore(checkpoint, state)
     elif config.transfer.source:
-        say("\n".join(begin_from_weights(trainer)))
+        networks = trainer.networks
+        origin, table = begin_from_weights(config, networks.generator, networks.discriminator, data)
+        trainer.begin_from(origin)
     if accelerator.is_main_process:
         replace_text(run / "config.toml", config.to_toml())
     say(config.to_toml())
     say(summary(config, data, run))
     say(describe_machine(trainer))
+    if table:
+        say("\n".join(table))
     if state:
         say(f"resuming {checkpoint}: {trainer.updates:,} updates, {trainer.images_seen:,} images seen")
     if trainer.finished:
@@ -294,17 +304,12 @@ def keep_origin(config: Config, state: dict, checkpoint: Path) -> Config:
     return config
 
 
-def begin_from_weights(trainer) -> list[str]:
-    """Put the weights that --init-from names into a new run's networks; a table of what was done with them."""
+def begin_from_weights(config: Config, generator, discriminator, data) -> tuple[dict, list[str]]:
+    """Put the weights that --init-from names into new networks; what to record, and a table of what was done."""
     from biggan.released.transfer import begin
 
-    settings = trainer.config.transfer
-    networks = trainer.networks
-    origin, table = begin(
-        networks.generator, networks.discriminator, Path(settings.source), trainer.data.class_names, settings.classes
-    )
-    trainer.begin_from(origin)
-    return table
+    source, classes = Path(config.transfer.source), config.transfer.classes
+    return begin(generator, discriminator, source, list(data.class_names), classes)
 
 
 def describe_machine(trainer) -> str:

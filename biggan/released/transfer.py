@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import itertools
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,21 +188,27 @@ def transfer(
     Raises CheckpointError if the source's tensors are not those of its own architecture, ConfigError for a bad `how`.
     """
     rows = match_classes(class_names, source.class_names or _numbers(source.model.classes), how)
-    report: dict[str, list[Carried]] = {}
+    report = {}
     for model, holds in ((generator, "generator"), (discriminator, "discriminator")):
         file = "generator_ema" if holds == "generator" else holds
         if file not in source.models:
-            notes = f"the source holds no {holds}"
-            report[holds] = [Carried(n, t.numel(), "initialised", notes, False) for n, t in model.state_dict().items()]
+            report[holds] = _untouched(model, f"the source holds no {holds}")
             continue
         tensors = source.models[file]()
         check_tensors(source.model, holds, tensors, source.source)
         larger = promotion.Promoted(tensors, {}, [])
         if source.model.resolution != model.resolution:
             larger = promotion.promoted(holds, tensors, source.model, model.config)
+        if not larger.tensors:
+            report[holds] = _untouched(model, "the source's does not fit")
+            continue
         report[holds] = carry(model, larger.tensors, rows, larger.notes)
         report[holds] += [Carried(name, tensors[name].numel(), "unused", "", False) for name in larger.unused]
     return report
+
+
+def _untouched(model: nn.Module, why: str) -> list[Carried]:
+    return [Carried(name, t.numel(), "initialised", why, False) for name, t in model.state_dict().items()]
 
 
 def _numbers(classes: int) -> list[str]:
@@ -294,8 +299,14 @@ def begin(
 ) -> tuple[dict[str, Any], list[str]]:
     """Begin from the weights at `path`: what a run records about that, and a table for the user."""
     with opened(path) as source:
-        report = transfer(generator, discriminator, source, list(class_names), how)
-    return origin_of(source, path, report), [f"from {path} ({source.format}):", *describe(report)]
+        report = transfer(generator, discriminator, source, class_names, how)
+    lines = [f"from    {path} ({source.format}):", *describe(report)]
+    rows = match_classes(class_names, source.class_names or _numbers(source.model.classes), how)
+    if generator.conditional and source.model.classes > 1 and rows and None in rows:
+        unknown = [name for name, row in zip(class_names, rows, strict=True) if row is None]
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        lines.append(f"as the mean of all classes: {', '.join(unknown[:8])}{more}")
+    return origin_of(source, path, report), lines
 
 
 # -- report -----------------------------------------------------------------------------------------------------------
@@ -315,42 +326,23 @@ def origin_of(source: Released, path: Path, report: dict[str, list[Carried]]) ->
 
 
 def describe(report: dict[str, list[Carried]]) -> list[str]:
-    """A table: what was loaded, adapted, initialised and left unused, by part of the model."""
+    """A table: what was loaded, adapted, initialised and left unused, and which parts of the models that is."""
     lines = []
     for holds, items in report.items():
-        lines.append(f"{holds:<22} {'tensors':>8} {'numbers':>13}")
-        for (status, note), group in itertools.groupby(_by_part(items), key=lambda part: (part.status, part.note)):
-            parts = list(group)
-            count, numbers = sum(part.tensors for part in parts), sum(part.numbers for part in parts)
-            what = f"{status}: {note}" if note else status
-            lines.append(f"  {_span([part.name for part in parts]):<20} {count:>8,} {numbers:>13,}   {what}")
+        lines.append(f"{holds:<47} {'tensors':>8} {'numbers':>13}")
+        groups: dict[tuple[str, str], list[Carried]] = {}
+        for item in items:
+            groups.setdefault((item.status, item.note), []).append(item)
+        for (status, note), group in groups.items():
+            numbers = sum(item.numbers for item in group)
+            parts = _parts([item.name for item in group])
+            lines.append(f"  {status:<12} {parts:<32} {len(group):>8,} {numbers:>13,}   {note}".rstrip())
     return lines
 
 
-class Part(NamedTuple):
-    """Tensors of one part of a model that fared alike."""
-
-    name: str
-    status: str
-    note: str
-    tensors: int
-    numbers: int
-
-
-def _by_part(items: list[Carried]) -> list[Part]:
-    groups: dict[tuple[str, str, str], list[Carried]] = {}
-    for item in items:
-        first, _, rest = item.name.partition(".")
-        part = f"block {rest.partition('.')[0]}" if first == "blocks" else first
-        groups.setdefault((part, item.status, item.note), []).append(item)
-    return [Part(*key, len(group), sum(item.numbers for item in group)) for key, group in groups.items()]
-
-
-def _span(names: list[str]) -> str:
-    """'linear', 'blocks 0 to 4' or 'linear to output_conv'."""
-    names = list(dict.fromkeys(names))
-    if len(names) == 1:
-        return names[0]
-    if names[0].startswith("block ") and names[-1].startswith("block "):
-        return f"blocks {names[0][6:]} to {names[-1][6:]}"
-    return f"{names[0]} to {names[-1]}"
+def _parts(names: list[str]) -> str:
+    """'shared, linear, blocks 0-4, output_conv' for the names of tensors."""
+    blocks = sorted({int(name.split(".")[1]) for name in names if name.startswith("blocks.")})
+    span = f"blocks {blocks[0]}-{blocks[-1]}" if len(blocks) > 1 else f"block {blocks[0]}" if blocks else ""
+    firsts = (name.partition(".")[0] for name in names)
+    return ", ".join(dict.fromkeys(span if first == "blocks" else first for first in firsts))

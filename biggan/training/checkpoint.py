@@ -280,7 +280,10 @@ def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer, model: nn.M
 
 def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """The reverse of `optimizer_tensors`, for a freshly made optimizer; learning rates stay the optimizer's own."""
+    trained = {p for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
+        if parameter not in trained:
+            continue
         entries = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             tensor = tensors.get(f"{prefix}/{name}/{key}")
