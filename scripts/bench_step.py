@@ -13,6 +13,7 @@ products and attention; the rate they are held against is that of one large prod
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -198,11 +199,16 @@ def run(options: argparse.Namespace) -> None:
 def memory_of(name: str) -> float:
     """MiB, measured in a process of its own, where nothing else has left memory behind."""
     command = [sys.executable, *sys.argv, "--peak-of", name]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    # Otherwise glibc keeps freed blocks of up to 32 MiB, and what counts then is how they happen to lie.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def peak(config: Config, device: torch.device) -> float:
     """The most memory, in MiB, that two steps take, with networks and optimizers."""
+    # A step of one image first, so that the code that it brings into memory is not counted.
+    Step(_with_train(config, batch_size=1, g_batch_size=1, micro_batch=1, compile=False), device).run()
     before = _resident("VmRSS")
     step = Step(config, device)
     for _ in range(2):

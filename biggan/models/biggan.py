@@ -25,13 +25,12 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         h = F.relu(self.bn1(x, condition))
-        # A 1x1 convolution commutes with nearest up-sampling: run it on the small map.
-        x = x if self.conv_sc is None else self.conv_sc(x)
-        if self.up:
-            h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
-        h = self.conv1(h)
+        h = self.conv1.of_upsampled(h) if self.up else self.conv1(h)
         h = self.conv2(F.relu(self.bn2(h, condition)))
-        return h + x
+        # A 1x1 convolution commutes with nearest up-sampling: run it on the small map. Large again only at the end, so
+        # that the backward pass is done with the shortcut first and holds no large gradient for it.
+        x = x if self.conv_sc is None else self.conv_sc(x)
+        return h + (F.interpolate(x, scale_factor=2) if self.up else x)
 
 
 class Generator(BaseGenerator):
@@ -96,10 +95,12 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = x if self.first else F.relu(x)
-        h = self.conv2(F.relu(self.conv1(h)))
+        h = F.relu(self.conv1(h))
         if self.down:
             # A 1x1 convolution commutes with average pooling: pool first, then convolve the small map.
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+            h, x = self.conv2.pooled(h), F.avg_pool2d(x, 2)
+        else:
+            h = self.conv2(h)
         return h + (x if self.conv_sc is None else self.conv_sc(x))
 
 

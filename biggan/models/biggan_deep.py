@@ -29,13 +29,11 @@ class GeneratorBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         h = self.conv1(F.relu(self.bn1(x, condition)))
         h = F.relu(self.bn2(h, condition))
-        x = x[:, : self.out_channels]
-        if self.up:
-            h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
-        h = self.conv2(h)
+        h = self.conv2.of_upsampled(h) if self.up else self.conv2(h)
         h = self.conv3(F.relu(self.bn3(h, condition)))
         h = self.conv4(F.relu(self.bn4(h, condition)))
-        return h + x
+        x = x[:, : self.out_channels]
+        return h + (F.interpolate(x, scale_factor=2) if self.up else x)
 
 
 class Generator(BaseGenerator):

@@ -3,8 +3,9 @@ discriminator's outer halves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,10 +83,14 @@ class StagedModel(nn.Module):
     checkpointing = False
 
     def run(self, block: nn.ModuleList, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """One block with what follows it (attention). Checkpointing keeps only its input and computes it again."""
+        """One block with what follows it (attention)."""
+        return self.recomputing(_sequence, block, x, condition)
+
+    def recomputing(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """The function's result; checkpointing keeps only its arguments for the backward pass and computes it again."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(_sequence, block, x, condition, use_reentrant=False, preserve_rng_state=False)
-        return _sequence(block, x, condition)
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return function(*arguments)
 
 
 def _sequence(block: nn.ModuleList, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -143,9 +148,12 @@ class BaseGenerator(StagedModel):
 
     def to_image(self, h: Tensor) -> Tensor:
         """[n, c, R, R] -> images [n, 3, R, R] in (-1, 1), float32."""
-        h = self.output_conv(F.relu(self.output_norm(h)))
+        h = self.recomputing(self._to_colours, h)
         # Released deep generators have more outputs than colours; only the first three count.
         return torch.tanh(h[:, :3].to(accumulation_dtype(h)))
+
+    def _to_colours(self, h: Tensor) -> Tensor:
+        return self.output_conv(F.relu(self.output_norm(h)))
 
 
 class BaseDiscriminator(StagedModel):

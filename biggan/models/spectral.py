@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SMALLEST_FUSED = 16  # side of the smaller map; on smaller ones the kernel costs more than it saves
+
 
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
     """No autocast on the device of `tensor`."""
@@ -117,8 +119,17 @@ def largest_singular_value(matrix: Tensor, left: Tensor, right: Tensor) -> Tenso
     return (left[:1] @ matrix @ right[:1].T).squeeze()
 
 
+def spread(kernel: Tensor) -> Tensor:
+    """[out, in, 3, 3] -> [out, in, 4, 4], each weight at 2x2 places: what the kernel does to pixels that are repeated,
+    or averaged, two by two. With a stride of 2 it takes 16 products where 36 would give the same."""
+    k = F.pad(kernel, (1, 1, 1, 1))
+    return k[..., 1:, 1:] + k[..., 1:, :-1] + k[..., :-1, 1:] + k[..., :-1, :-1]
+
+
 class SpectralConv2d(nn.Conv2d, SpectralLayer):
     """A convolution [n, in, H, W] -> [n, out, H, W] (same size) with a normalised weight."""
+
+    fused = True  # resampling before or after it becomes a part of it
 
     def __init__(self, in_channels, out_channels, kernel_size=3, bias=True, *, spectral=True, **options):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
@@ -126,6 +137,22 @@ class SpectralConv2d(nn.Conv2d, SpectralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.effective_weight(), self.bias, padding=self.padding)
+
+    def of_upsampled(self, x: Tensor) -> Tensor:
+        """The 3x3 convolution of x [n, in, H, W] enlarged to its double by repeating pixels: [n, out, 2H, 2W]."""
+        if not self._fuses(x.shape[-1]):
+            return self(F.interpolate(x, scale_factor=2))
+        kernel = spread(self.effective_weight()).flip(2, 3).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The mean over 2x2 pixels of the 3x3 convolution of x [n, in, H, W]: [n, out, H/2, W/2]."""
+        if not self._fuses(x.shape[-1] // 2):
+            return F.avg_pool2d(self(x), 2)
+        return F.conv2d(x, spread(self.effective_weight()) / 4, self.bias, stride=2, padding=1)
+
+    def _fuses(self, side: int) -> bool:
+        return self.fused and side >= SMALLEST_FUSED
 
 
 class SpectralLinear(nn.Linear, SpectralLayer):
@@ -154,6 +181,13 @@ def fix(model: nn.Module, fixed: bool = True) -> None:
     """Hold the spectral vectors of `model` still, and keep its weights out of updates; or let go of them."""
     for layer in spectral_layers(model):
         layer.fixed = fixed
+
+
+def resample_separately(*models: nn.Module) -> None:
+    """Let resampling be a step of its own beside every convolution, as in the reference implementations."""
+    for module in (m for model in models for m in model.modules()):
+        if isinstance(module, SpectralConv2d):
+            module.fused = False
 
 
 def spectral_layers(model: nn.Module) -> Iterator[SpectralLayer]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from biggan.config import Config, ConfigError, TransferConfig
 from biggan.models import build_discriminator, build_generator
 from biggan.models.norm import synchronise
-from biggan.models.spectral import fix
+from biggan.models.spectral import fix, resample_separately
 from biggan.training.checkpoint import MODEL_FILES, load_model, load_optimizer, optimizer_tensors, read_tensors
 from biggan.training.distributed import Group
 from biggan.training.ema import Ema
@@ -34,6 +34,8 @@ class Networks:
         torch.manual_seed(train.seed)  # only for the initial weights; everything else is addressed by position
         self.generator = build_generator(config.model).to(device, memory_format=torch.channels_last)
         self.discriminator = build_discriminator(config.model).to(device, memory_format=torch.channels_last)
+        if train.statistics == "forward":
+            resample_separately(self.generator, self.discriminator)
         self.ema = Ema(self.generator, config.ema.decay, config.ema.start, train.statistics == "forward")
         for model in (self.generator, self.discriminator):
             model.checkpointing = train.checkpointing
@@ -80,6 +82,15 @@ class Networks:
             for parameters in player.optimizer.param_groups:
                 parameters["lr"] = lr * parameters.get("lr_scale", 1.0)
 
+    def begin_from(self, names: dict[str, list[str]], config: TransferConfig) -> None:
+        """After weights from elsewhere were put into generator and discriminator: into the parameters `names`."""
+        for name, p in self.discriminator.named_parameters():
+            if not p.requires_grad and name not in names["d"]:
+                rule = f"{name} is in these blocks and was not transferred, so it has to learn"
+                raise ConfigError(f"transfer.freeze_d_layers = {config.freeze_d_layers}: {rule}")
+        self.ema.model.load_state_dict(self.generator.state_dict())
+        self.set_transferred(names, config)
+
     def set_transferred(self, names: dict[str, list[str]], config: TransferConfig) -> None:
         """Give the parameters that came from elsewhere (names by "g" and "d") learning rates of their own."""
         for side, player, scale in (("g", self.g_player, config.g_lr_scale), ("d", self.d_player, config.d_lr_scale)):
@@ -118,10 +129,6 @@ class Networks:
             if player.scaler.is_enabled() and state["scalers"][side]:
                 player.scaler.load_state_dict(state["scalers"][side])
             player.noise.load_state_dict(state.get("noise", {}).get(side, [0.0, 0.0, 0.0]))
-
-    def begin_average(self) -> None:
-        """Let the moving average begin as the generator is."""
-        self.ema.model.load_state_dict(self.generator.state_dict())
 
     def finite(self) -> bool:
         """Whether all weights and statistics are numbers."""

@@ -218,8 +218,7 @@ class Updates:
             real = augment(real, batch.numbers[:, :NUMBERS], self.policy)
             fake = augment(fake, batch.numbers[:, NUMBERS : 2 * NUMBERS], self.policy)
         with self.autocast():
-            scores = self.discriminator.model(torch.cat([fake, real]), torch.cat([batch.fake_labels, batch.labels]))
-        d_fake, d_real = scores.split([len(fake), len(real)])
+            d_fake, d_real = self._scores((fake, batch.fake_labels), (real, batch.labels))
         loss_real, loss_fake = (loss.mean() for loss in self.loss.discriminator(d_real, d_fake))
         mix = None if batch.numbers is None else batch.numbers[:, -1]
         penalty = self.penalties(self.discriminator.model, (real, batch.labels), (fake, batch.fake_labels), mix)
@@ -229,6 +228,18 @@ class Updates:
             saturated = [(d_real > 1).float().mean(), (d_fake < -1).float().mean()]
             penalty = torch.zeros_like(total) if penalty is None else penalty.detach()
             return torch.stack([loss_real, loss_fake, d_real.mean(), d_fake.mean(), *saturated, penalty])
+
+    def _scores(self, fake: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """D of generated and of real images with their labels, together: it has no statistics that would mix them.
+
+        With checkpointing one after the other, so that the backward pass holds only one half's activations at a time.
+        """
+        model = self.discriminator.model
+        if self.once and model.checkpointing:
+            return model(*fake), model(*real)
+        images, labels = (torch.cat(pair) for pair in zip(fake, real, strict=True))
+        d_fake, d_real = model(images, labels).split([len(fake[0]), len(real[0])])
+        return d_fake, d_real
 
     def _generator_pass(self, batch: GeneratorBatch, share: float) -> Tensor:
         paired = None
