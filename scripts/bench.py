@@ -10,6 +10,8 @@ SUBJECTS = {
     "loader": "bench_loader",
     "build": "bench_build",
     "step": "bench_step",
+    "import": "bench_import",
+    "peers": "bench_peers",
 }
 
 
