@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from biggan.config import Config, config_from_dict
+from biggan.config import Config, ModelConfig, config_from_dict
 
 
 def write_class_folders(directory: Path, counts: dict[str, int], size: int = 32, seed: int = 0) -> Path:
@@ -51,3 +51,26 @@ def small_config(**sections: dict) -> Config:
 
 def with_train(config: Config, **changes) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def write_weights(directory: Path, model: ModelConfig, class_names: list[str], seed: int = 0, only: str = "") -> Path:
+    """A directory of weights with random numbers everywhere, also where training would begin with zeros or ones."""
+    import torch
+
+    from biggan.models import build_discriminator, build_generator
+    from biggan.training.checkpoint import write_tensors
+
+    directory.mkdir(parents=True)
+    torch.manual_seed(seed)
+    for holds, build in (("generator_ema", build_generator), ("discriminator", build_discriminator)):
+        network = build(model)
+        with torch.no_grad():
+            for name, tensor in network.state_dict().items():
+                if name.endswith("running_var"):
+                    tensor.mul_(1.2)
+                elif not name.endswith(".u"):
+                    tensor.add_(torch.randn(tensor.shape) * 0.1)
+        if only in ("", holds):
+            description = {"model": dataclasses.asdict(model), "class_names": class_names}
+            write_tensors(directory / f"{holds}.safetensors", network.state_dict(), description)
+    return directory

@@ -243,9 +243,8 @@ def fitted(
     """Their value for our tensor, the name of the tensor that it came from, and how it was made to fit."""
     if of_table:
         return _table(name, own, theirs, rows)
-    if name not in theirs and f"{name}.weight" in theirs:  # gains of a class each, where we know no classes: their mean
-        offset = 1.0 if name.endswith("gain") else 0.0
-        return theirs[f"{name}.weight"].mean(0) + offset, f"{name}.weight", "mean of all classes"
+    if name not in theirs and f"{name}.weight" in theirs:
+        return _mean_affine(name, theirs), f"{name}.weight", "mean of all classes"
     if name not in theirs:
         return None, "", ""
     value = theirs[name]
@@ -258,6 +257,18 @@ def fitted(
     if missing < 0:
         return value[:, -missing:], name, "without the class vector"
     return F.pad(value, (missing, 0)), name, "the class vector begins without influence"
+
+
+def _mean_affine(name: str, theirs: Tensors) -> Tensor:
+    """The gain or bias of a norm that has one for each class, for a model that knows no classes."""
+    weight = theirs[f"{name}.weight"]
+    if "shared.weight" not in theirs:
+        value = weight.mean(0)
+    else:
+        value = weight @ theirs["shared.weight"].mean(0)
+        if (u := theirs.get(f"{name}.u")) is not None:  # divided by the largest singular value
+            value = value / (F.normalize(u[0] @ weight, dim=0) @ weight.T).norm()
+    return value + 1 if name.endswith("gain") else value
 
 
 def _table(name: str, own: Tensor, theirs: Tensors, rows: list[int | None] | None) -> tuple[Tensor | None, str, str]:
@@ -329,14 +340,15 @@ def describe(report: dict[str, list[Carried]]) -> list[str]:
     """A table: what was loaded, adapted, initialised and left unused, and which parts of the models that is."""
     lines = []
     for holds, items in report.items():
-        lines.append(f"{holds:<47} {'tensors':>8} {'numbers':>13}")
+        lines.append(f"{holds:<14} {'tensors':>8} {'numbers':>13}")
         groups: dict[tuple[str, str], list[Carried]] = {}
         for item in items:
             groups.setdefault((item.status, item.note), []).append(item)
         for (status, note), group in groups.items():
             numbers = sum(item.numbers for item in group)
             parts = _parts([item.name for item in group])
-            lines.append(f"  {status:<12} {parts:<32} {len(group):>8,} {numbers:>13,}   {note}".rstrip())
+            what = f"{parts}: {note}" if note else parts
+            lines.append(f"  {status:<12} {len(group):>8,} {numbers:>13,}   {what}")
     return lines
 
 

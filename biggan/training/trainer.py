@@ -139,13 +139,8 @@ class Trainer:
     def begin_from(self, origin: dict[str, Any]) -> None:
         """After weights from elsewhere were put into the networks: `origin` says whence, and which parameters by
         "transferred", {"g": names, "d": names}. It is saved with every checkpoint."""
-        for name, p in self.networks.discriminator.named_parameters():
-            if not p.requires_grad and name not in origin["transferred"]["d"]:
-                count = self.config.transfer.freeze_d_layers
-                raise ConfigError(f"transfer.freeze_d_layers = {count}: {name} among them is new, so it has to learn")
         self.origin = origin
-        self.networks.begin_average()
-        self.networks.set_transferred(origin["transferred"], self.config.transfer)
+        self.networks.begin_from(origin["transferred"], self.config.transfer)
 
     def restore(self, checkpoint: Path, state: dict[str, Any], override: bool = False) -> None:
         """Continue from a verified checkpoint. Raises ValueError if it is another model's or another data set's."""
