@@ -14,13 +14,14 @@ from data_tools.folders import (
     SourceError,
     check_depth,
     class_name_of,
+    composed,
     is_ignored,
     readable,
     without_others,
     without_repeats,
 )
 from data_tools.images import MAX_FILE_BYTES, ImageError
-from data_tools.labels import read_label_file
+from data_tools.labels import LABEL_FILE, read_label_file
 
 
 class ArchiveReader:
@@ -67,8 +68,8 @@ class ArchiveReader:
             return member.read(count)
 
 
-def list_zip(path: Path, reader: ArchiveReader, label_file: str) -> Listing:
-    """The class folders of a zip file, or the images that the label file at its top gives a class to."""
+def list_zip(path: Path, reader: ArchiveReader) -> Listing:
+    """The class folders of a zip file, or the images that its dataset.json gives a class to."""
     problems: list[Problem] = []
     files = []
     changed = path.stat().st_mtime_ns
@@ -79,20 +80,17 @@ def list_zip(path: Path, reader: ArchiveReader, label_file: str) -> Listing:
                     problems.append(Problem(info.filename, "encrypted"))
                 elif not info.is_dir():
                     files.append(ImageFile(info.filename, "", info.file_size, changed, info.filename))
-            labels = read_label_file(archive.read(label_file)) if label_file in archive.namelist() else None
     except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(f"{path} is not a readable zip file: {error}.") from error
-    if labels is None:
-        return _as_classes(path, files, problems, reader)
-    known = {file.path: file for file in without_repeats(files, problems) if file.path != label_file}
-    problems += [Problem(name, f"in {label_file}, but not in the archive") for name in labels if name not in known]
-    problems += [Problem(name, f"has no label in {label_file}") for name in known if name not in labels]
-    labelled = [known[name]._replace(class_name=label) for name, label in labels.items() if name in known]
-    return Listing(labelled, problems)
+    if not any("/" in file.path for file in files):  # some programs on Windows write their own separators
+        files = [file._replace(path=file.path.replace("\\", "/")) for file in files]
+    return _listing(path, files, problems, reader)
 
 
 def list_tar(path: Path, reader: ArchiveReader) -> Listing:
-    """The class folders of a tar file, or the classes of a tar of tars, one per class, as ImageNet comes."""
+    """The class folders of a tar file, the classes of a tar of tars, one per class, as ImageNet comes, or the images
+    that its dataset.json gives a class to.
+    """
     problems: list[Problem] = []
     try:
         with tarfile.open(path, "r:") as archive:
@@ -103,7 +101,7 @@ def list_tar(path: Path, reader: ArchiveReader) -> Listing:
             advice = "its images cannot be reached one by one: unpack it, or pass it uncompressed"
             raise SourceError(f"{path} is a compressed tar file, so {advice}.") from error
         raise SourceError(f"{path} is not a readable tar file: {error}.") from error
-    return _as_classes(path, files, problems, reader)
+    return _listing(path, files, problems, reader)
 
 
 def _tar_members(
@@ -130,10 +128,40 @@ def _inner_members(
         problems.append(Problem(name, f"not a readable tar file: {error}"))
 
 
-def _as_classes(path: Path, files: list[ImageFile], problems: list[Problem], reader: ArchiveReader) -> Listing:
-    """Name the class of each member after its first folder, below a single folder around everything if there is one."""
+def _listing(path: Path, files: list[ImageFile], problems: list[Problem], reader: ArchiveReader) -> Listing:
     files = [file for file in files if not any(is_ignored(part) for part in file.path.split("/"))]
     files = without_repeats(files, problems)
+    tops = {file.path.split("/")[0] for file in files}
+    top = f"{tops.pop()}/" if len(tops) == 1 else ""  # a folder around everything, or ""
+    for name in dict.fromkeys((LABEL_FILE, top + LABEL_FILE)):
+        label_file = next((file for file in files if file.path == name), None)
+        if label_file:
+            files.remove(label_file)
+            labels = _labels(path, label_file, reader)
+            if labels is not None:
+                return _as_labelled(files, name.removesuffix(LABEL_FILE), labels, problems)
+    return _as_classes(path, files, problems, reader)
+
+
+def _labels(path: Path, label_file: ImageFile, reader: ArchiveReader) -> dict[str, str] | None:
+    try:
+        return read_label_file(reader.read(label_file))
+    except ImageError as error:
+        raise SourceError(f"{label_file.path} of {path} {error}.") from error
+
+
+def _as_labelled(files: list[ImageFile], top: str, labels: dict[str, str], problems: list[Problem]) -> Listing:
+    """The images that a label file gives a class to; its paths are below the folder that it lies in."""
+    labels = {composed(name): label for name, label in labels.items()}
+    known = {composed(file.path.removeprefix(top)): file for file in files}
+    problems += [Problem(name, f"in {LABEL_FILE}, but not in the archive") for name in labels if name not in known]
+    problems += [Problem(name, f"has no label in {LABEL_FILE}") for name in known if name not in labels]
+    found = {name: file for name, file in known.items() if name in labels}
+    return Listing([file._replace(path=name, class_name=labels[name]) for name, file in found.items()], problems)
+
+
+def _as_classes(path: Path, files: list[ImageFile], problems: list[Problem], reader: ArchiveReader) -> Listing:
+    """Name the class of each member after its first folder, below a single folder around everything if there is one."""
     files = without_others(files, problems, reader.head)
     folders = {file.path.split("/")[0] for file in files}
     depth = 0

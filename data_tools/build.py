@@ -33,9 +33,11 @@ from data_tools.schema import (
     verify,
 )
 from data_tools.sources import Reader
+from data_tools.tables import byte_count
 from data_tools.writer import Contents, complete_raw, image_offset, write_encoded
 
 COPY_BYTES = 16 * 2**20
+ROW_BYTES_BESIDE = 256  # of labels, digests and paths, for each image, about
 
 
 class BuildError(RuntimeError):
@@ -89,6 +91,8 @@ class Build:
         try:
             self._prepare()
         except BaseException:
+            if not self.workspace.journal.exists():
+                self.workspace.remove()
             self.workspace.__exit__()
             raise
         return self
@@ -104,7 +108,7 @@ class Build:
         identity = {"plan": _identity(self.plan), "offset": self._offset}
         if not self.workspace.matches(identity):
             self.discarded = self.workspace.clear()
-            self._check_space(block + base_bytes)
+            self._check_raw_space(block + base_bytes)
             with open(self.workspace.images, "wb") as images:
                 images.truncate(block)
                 images.seek(block)
@@ -115,19 +119,21 @@ class Build:
             self.workspace.begin(identity)
         self.workspace.resume(self._offset)
         self.resumed = self.workspace.ledger.done
-        self._check_space(0)
+        self._check_raw_space(0)
 
-    def _check_space(self, beside: int) -> None:
+    def _check_raw_space(self, beside: int) -> None:
         """The size of a raw file is known in advance, so that a full disk need not be met halfway."""
-        if self.plan.settings.store != "raw":
-            return
-        left = len(self.plan.files) - self.workspace.ledger.done
-        needed = left * (self.plan.settings.row_bytes + 256) + beside
+        if self.plan.settings.store == "raw":
+            left = len(self.plan.files) - self.workspace.ledger.done
+            advice = "choose another disk with --out, a smaller --size, or --store webp"
+            self._check_space(left * (self.plan.settings.row_bytes + ROW_BYTES_BESIDE) + beside, advice)
+
+    def _check_space(self, needed: int, advice: str) -> None:
         free = shutil.disk_usage(self.workspace.folder).free
         if needed > free:
             raise BuildError(
-                f"{self.plan.out} needs {needed / 1e9:.1f} GB more, but {self.plan.out.parent} has {free / 1e9:.1f} GB "
-                "free: choose another disk with --out, a smaller --size, or --store webp."
+                f"{self.plan.out} needs {byte_count(needed)} more, but {self.plan.out.parent} has {byte_count(free)} "
+                f"free: {advice}."
             )
 
     def process(self, workers: int = 1, progress: Callable[[Outcome], None] = lambda outcome: None) -> None:
@@ -175,6 +181,9 @@ class Build:
             complete_raw(self._candidate, contents, block)
         else:
             self._candidate.unlink(missing_ok=True)
+            kept = plan.base.path.stat().st_size if plan.base else 0
+            needed = kept + sum(ledger.lengths) + len(ledger.files) * ROW_BYTES_BESIDE
+            self._check_space(needed, "free some and give the same command again; it goes on from here")
             write_encoded(self._candidate, contents, self._stored_rows())
         try:
             layout = open_dataset(self._candidate)

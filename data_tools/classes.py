@@ -1,6 +1,5 @@
 """Which classes a data set has: merges, exclusions and limits on the classes that were found."""
 
-import csv
 import difflib
 import fnmatch
 import hashlib
@@ -8,10 +7,12 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.folders import ImageFile, Listing, class_name_of
+from data_tools.folders import ImageFile, Listing, class_name_of, composed
+from data_tools.labels import csv_rows
 
 
 class RuleError(ValueError):
@@ -72,6 +73,7 @@ def select(listing: Listing, rules: ClassRules, established: Sequence[str] = ())
             selection.merged.append(Merge(alias, targets[alias], found[alias]))
         elif alias not in listing.empty_classes:
             selection.warnings.append(f"--merge: no class {alias!r}{near(alias, names)}.")
+    _warn_of_new_names(selection.merged, set(found) | set(established), selection.warnings)
     by_class: dict[str, list[ImageFile]] = defaultdict(list)
     for file in listing.files:
         name = targets.get(file.class_name, file.class_name)
@@ -82,7 +84,9 @@ def select(listing: Listing, rules: ClassRules, established: Sequence[str] = ())
     if not by_class:
         reasons = ", ".join(sorted({row.reason for row in selection.left_out}))
         raise RuleError(f"no class is left of {len(names)}: {reasons}.")
-    selection.class_names = [*established, *sorted(set(by_class) - set(established))]
+    added = sorted(set(by_class) - set(established))
+    _warn_of_numbers(added, selection.warnings)
+    selection.class_names = [*established, *added]
     for name in selection.class_names:
         files = by_class.get(name, [])
         kept = _limited(files, rules.limit_per_class)
@@ -91,8 +95,29 @@ def select(listing: Listing, rules: ClassRules, established: Sequence[str] = ())
     return selection
 
 
+def _warn_of_new_names(merged: Sequence[Merge], known: set[str], warnings: list[str]) -> None:
+    """A merge may make a class of a new name, but one that is nearly that of another class is probably a mistake."""
+    others = sorted(known - {merge.alias for merge in merged})
+    for name in sorted({merge.class_name for merge in merged} - known):
+        if hint := near(name, others):
+            warnings.append(f"--merge: class {name!r} is new, made by the merge alone{hint}.")
+
+
+def _warn_of_numbers(names: Sequence[str], warnings: list[str]) -> None:
+    """Whoever names classes 0 to 999 may expect these as ids."""
+    if all(name.isdecimal() for name in names):
+        for first, second in pairwise(names):
+            if int(second) < int(first):
+                warnings.append(
+                    f"class names are numbers, but ids follow the alphabet: {first!r} comes before {second!r}; pad the "
+                    "names with zeros to keep the order of the numbers."
+                )
+                return
+
+
 def _exclude(by_class: dict[str, list[ImageFile]], patterns: Sequence[str], selection: Selection) -> None:
     for pattern in patterns:
+        pattern = composed(pattern)
         hits = [name for name in by_class if name == pattern] or fnmatch.filter(by_class, pattern)
         if not hits:
             selection.warnings.append(f"--exclude: no class {pattern!r}{near(pattern, sorted(by_class))}.")
@@ -143,11 +168,10 @@ def read_merges(path: Path) -> dict[str, str]:
         if path.suffix.lower() == ".toml":
             pairs = list(tomllib.loads(path.read_text(encoding="utf-8-sig")).items())
         else:
-            rows = csv.reader(path.read_text(encoding="utf-8-sig").splitlines())
-            pairs = [tuple(cell.strip() for cell in row) for row in rows if any(row)]
+            pairs = [tuple(cells) for _, cells in csv_rows(path.read_text(encoding="utf-8-sig"))]
     except OSError as error:
         raise RuleError(f"merge file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, CSV or UTF-8
         raise RuleError(f"merge file {path} cannot be understood: {error}.") from error
     if pairs and [str(cell).lower() for cell in pairs[0]] == ["alias", "class"]:
         del pairs[0]

@@ -1,6 +1,7 @@
 """build-dataset: class folders to one data file, and back."""
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -86,6 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (SourceError, DatasetError, BuildError, BusyError, ExportError) as error:
         return _fail(error, options.debug)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = "the disk is full: free some space and give the same command again; it goes on from here."
+            return _fail(BuildError(message), options.debug)
         name = f"{error.filename}: " if error.filename else ""
         return _fail(BuildError(f"{name}{(error.strerror or str(error)).lower()}."), options.debug)
     except KeyboardInterrupt:

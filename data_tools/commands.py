@@ -1,5 +1,6 @@
 """What build-dataset does: build or grow a data file, describe one, or turn one back into folders."""
 
+import glob
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ from data_tools.build import Build, BuildError, Plan, Result, digest_inputs
 from data_tools.classes import ClassRules, RuleError, Selection, near, select
 from data_tools.export import export_folders
 from data_tools.facts import Duplicates, Facts, summarise_sizes
-from data_tools.folders import ImageFile
+from data_tools.folders import ImageFile, composed
 from data_tools.journal import discard_leftovers
 from data_tools.processing import Box, ImageSettings
 from data_tools.progress import Progress
@@ -43,10 +44,11 @@ class Request:
 def build(request: Request) -> None:
     """Build or grow a data file, and print its class table and what to do next."""
     source = open_source(request.source)
-    out = request.out or Path("data") / f"{source.name}-{request.settings.size}.h5"
+    out = _output(request, source)
     base = open_dataset(out) if request.append else None
     settings = _inherited(base, request) if base else request.settings
     selection = select(source.listing, request.rules, base.class_names if base else ())
+    selection.warnings[:0] = source.listing.warnings
     boxes = _boxes(request.boxes, selection)
     for warning in selection.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -62,6 +64,9 @@ def build(request: Request) -> None:
     if not files:
         print(f"{out} has all of these images already: nothing to append.")
         return
+    if base:
+        there = len(selection.files) - len(files)
+        print(f"Appending {counted(len(files), 'file')}; {counted(there, 'path')} of this source are in {out} already.")
     plan = Plan(
         out=out,
         origin=source.name,
@@ -76,6 +81,24 @@ def build(request: Request) -> None:
         base=base,
     )
     _execute(plan, request, source, selection)
+
+
+def _output(request: Request, source: Source) -> Path:
+    """Where the data file goes; to append, the only file of this source is meant, whatever its size."""
+    out = request.out or Path("data") / f"{source.name}-{request.settings.size}.h5"
+    if request.append and not request.out and "size" not in request.explicit:
+        found = sorted(Path("data").glob(f"{glob.escape(source.name)}-*.h5"))
+        if len(found) > 1:
+            raise RuleError(f"--append: {' and '.join(map(str, found[:4]))} are there; say which one grows with --out.")
+        out = found[0] if found else out
+    if out.is_dir():
+        raise RuleError(f"--out {out} is a folder: give the name of a file, such as {out / source.name}.h5.")
+    if source.path.is_dir() and source.path.resolve() in out.resolve().parents:
+        raise RuleError(
+            f"{out} would lie inside {source.path}, where the pictures of its report would be taken for images: "
+            f"choose another place, such as --out {Path('..') / out.name}."
+        )
+    return out
 
 
 def _execute(plan: Plan, request: Request, source: Source, selection: Selection) -> None:
@@ -192,7 +215,7 @@ def _boxes(path: Path | None, selection: Selection) -> dict[str, Box]:
     if path is None:
         return {}
     boxes = read_boxes(path)
-    known = {file.path for file in selection.files}
+    known = {composed(file.path): file.path for file in selection.files}
     strangers = [name for name in boxes if name not in known]
     if strangers:
         hint = near(strangers[0], sorted(known)) if len(known) < 20_000 else ""
@@ -200,7 +223,7 @@ def _boxes(path: Path | None, selection: Selection) -> dict[str, Box]:
     without = sum(name not in boxes for name in known)
     if without:
         selection.warnings.append(f"--boxes: {without} of {len(known)} files have no box and are used whole.")
-    return {name: box for name, box in boxes.items() if name in known}
+    return {known[name]: box for name, box in boxes.items() if name in known}
 
 
 def _recipe(request: Request, settings: ImageSettings, boxes: dict[str, Box]) -> str:

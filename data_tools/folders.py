@@ -1,5 +1,6 @@
 """Class folders: which images there are, of which class, and what is wrong with the rest."""
 
+import contextlib
 import os
 import unicodedata
 from collections import Counter
@@ -46,6 +47,7 @@ class Listing:
     files: list[ImageFile]
     problems: list[Problem] = field(default_factory=list)
     empty_classes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.files.sort(key=lambda file: (file.class_name, file.path))
@@ -91,10 +93,13 @@ def check_depth(listing: Listing, source: str) -> None:
     """Refuse a source whose classes are not where they should be, and say what to pass instead."""
     names = listing.class_names
     if not names:
+        unreadable = next((problem.reason for problem in listing.problems if problem.path == "."), None)
+        if unreadable:
+            raise SourceError(f"{source}: {unreadable}.")
         loose = sum(problem.reason == LOOSE for problem in listing.problems)
         if loose:
             raise SourceError(
-                f"{source} holds {loose} files but no class folders: move the files of each class into a folder of "
+                f"{source} holds images ({loose}) but no class folders: move the files of each class into a folder of "
                 "its own (one folder makes a data set of one class)."
             )
         empty = f" (its {len(listing.empty_classes)} folders are empty)" if listing.empty_classes else ""
@@ -102,16 +107,23 @@ def check_depth(listing: Listing, source: str) -> None:
     if len(names) > 1 and not {name.lower() for name in names} <= SPLIT_NAMES:
         return
     deeper = sorted({parts[1] for file in listing.files if len(parts := file.path.split("/")) > 2})
-    if deeper and all(file.path.count("/") > 1 for file in listing.files):
-        first = "one class" if len(names) == 1 else f"{len(names)} classes"
+    if not deeper:
+        return
+    classes = "one class" if len(names) == 1 else f"{len(names)} classes"
+    shown = ", ".join(map(repr, deeper[:3])) + (" ..." if len(deeper) > 3 else "")
+    what = f"{classes}, {' and '.join(map(repr, names[:3]))}, whose folder holds folders ({shown})"
+    instead = os.path.join(source, names[0])
+    if all(file.path.count("/") > 1 for file in listing.files):
         raise SourceError(
-            f"{source} would give {first}, {' and '.join(map(repr, names[:3]))}, whose folder holds folders "
-            f"({', '.join(map(repr, deeper[:3]))}{' ...' if len(deeper) > 3 else ''}): "
-            f"pass {os.path.join(source, names[0])} instead."
+            f"{source} would give {what}: pass {instead} instead, and merge those folders with --merge if they are one "
+            "class."
         )
+    if names[0].lower() in SPLIT_NAMES:
+        listing.warnings.append(f"{source} gives {what}; if these are the classes, pass {instead} instead.")
 
 
 LOOSE = "outside any class folder"
+HIDDEN = "hidden folder: rename it if it is a class"
 
 
 class _Walk:
@@ -124,6 +136,7 @@ class _Walk:
         self.classes: set[str] = set()
         self.seen: dict[tuple[int, int], str] = {}
         self.links: list[tuple[str, str | None]] = []
+        self.linked_files: list[tuple[ImageFile, tuple[int, int]]] = []
 
     def run(self) -> None:
         self._visit("", None)
@@ -132,6 +145,22 @@ class _Walk:
             links, self.links = self.links, []
             for path, class_name in sorted(links):
                 self._visit(path, class_name)
+        self._add_linked_files()
+
+    def _add_linked_files(self) -> None:
+        """Add each file that links lead to, but to no class twice: neither beside itself nor through two links."""
+        classes = {file.class_name for file, _ in self.linked_files}
+        known: dict[tuple[str, tuple[int, int]], str] = {}
+        for file in self.files if classes else ():
+            if file.class_name in classes:
+                with contextlib.suppress(OSError):
+                    known[file.class_name, _identity(os.stat(file.where))] = file.path
+        for file, identity in sorted(self.linked_files):
+            first = known.setdefault((file.class_name, identity), file.path)
+            if first == file.path:
+                self.files.append(file)
+            else:
+                self.problems.append(Problem(file.path, f"the same file as {first}, read once"))
 
     def _visit(self, path: str, class_name: str | None) -> None:
         """Read a folder and all below it; `path` is relative to the root, "" for the root itself."""
@@ -140,8 +169,7 @@ class _Walk:
             path, class_name = pending.pop()
             shown = readable(path) or "."
             try:
-                status = os.stat(self.root / path)
-                identity = status.st_dev, status.st_ino
+                identity = _identity(os.stat(self.root / path))
                 if identity in self.seen:
                     self.problems.append(Problem(shown, f"the same folder as {self.seen[identity]}, read once"))
                     continue
@@ -153,6 +181,8 @@ class _Walk:
                 continue
             for entry in listed:
                 if is_ignored(entry.name):
+                    if class_name is None and entry.name not in IGNORED_NAMES and entry.is_dir():
+                        self.problems.append(Problem(readable(entry.name), HIDDEN))
                     continue
                 below = f"{path}/{entry.name}" if path else entry.name
                 self._sort_entry(entry, below, class_name, pending)
@@ -176,7 +206,15 @@ class _Walk:
             self.problems.append(Problem(readable(path), "not a regular file"))
         else:
             where = str(self.root / path)
-            self.files.append(ImageFile(readable(path), class_name, status.st_size, status.st_mtime_ns, where))
+            file = ImageFile(readable(path), class_name, status.st_size, status.st_mtime_ns, where)
+            if entry.is_symlink():
+                self.linked_files.append((file, _identity(status)))
+            else:
+                self.files.append(file)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def is_ignored(name: str) -> bool:
@@ -185,8 +223,13 @@ def is_ignored(name: str) -> bool:
 
 
 def class_name_of(name: str) -> str:
-    """A class name from a file or folder name: composed Unicode (NFC), so that one name has one spelling."""
-    return unicodedata.normalize("NFC", readable(name))
+    """A class name from a file or folder name: composed Unicode, so that one name has one spelling."""
+    return composed(readable(name))
+
+
+def composed(text: str) -> str:
+    """Composed Unicode (NFC). macOS spells the accents of file names as letters of their own, keyboards do not."""
+    return unicodedata.normalize("NFC", text)
 
 
 def readable(path: str) -> str:

@@ -102,10 +102,16 @@ def _decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels may be a decompression bomb") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError("not an image") from error
+        raise ImageError(_unidentified(data[:16])) from error
     except Exception as error:  # decoders raise nearly anything on damaged input
         raise ImageError(f"damaged: {_short(error)}") from error
     return image
+
+
+def _unidentified(head: bytes) -> str:
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        return "HEIC, which Pillow does not read: convert it to JPEG or PNG"
+    return "damaged: its header cannot be read" if looks_like_image(head) else "not an image"
 
 
 def _short(error: Exception) -> str:
@@ -207,7 +213,9 @@ def used_side(image: Image.Image, crop: str) -> int:
     return max(image.size) if crop == "pad" else min(image.size)
 
 
-# How image files of the formats above begin; the brand of AVIF follows four bytes of length.
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+# How image files of the formats above begin; the brand of AVIF and HEIC follows four bytes of length and "ftyp".
 _SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"qoif"),
     *(b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
@@ -217,7 +225,7 @@ _SIGNATURES = (
 def looks_like_image(head: bytes) -> bool:
     """Whether a file that begins with these bytes (16 are enough) may be an image, whatever its name."""
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    avif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1")
+    avif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", *_HEIC_BRANDS)
     return head.startswith(_SIGNATURES) or webp or avif
 
 

@@ -16,6 +16,7 @@ import shutil
 import time
 from array import array
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -130,23 +131,34 @@ class Workspace:
                 file.truncate(length)
 
     def record(self, outcomes: Iterable[Outcome], progress: Callable[[Outcome], None]) -> None:
-        """Store outcomes as they come; `progress` is called with each."""
-        pending: list[bytes] = []
+        """Store outcomes as they come, with a thread that waits for the disk; `progress` is called with each."""
+        lines: list[bytes] = []
         written, synced = 0, time.monotonic()
-        with open(self.images, "r+b", buffering=2**16) as images, open(self.journal, "ab") as journal:
+        syncing: Future | None = None
+        with (
+            open(self.images, "r+b", buffering=2**16) as images,
+            open(self.journal, "ab") as journal,
+            ThreadPoolExecutor(1) as beside,
+        ):
             images.seek(0, os.SEEK_END)
             try:
                 for outcome in outcomes:
                     images.write(outcome.stored)
                     self.ledger.add(outcome, len(outcome.stored))
-                    pending.append(_line(outcome))
+                    lines.append(_line(outcome))
                     written += len(outcome.stored)
                     progress(outcome)
                     if written > SYNC_BYTES or time.monotonic() - synced > SYNC_SECONDS:
-                        _sync(images, journal, pending)
-                        written, synced = 0, time.monotonic()
+                        if syncing:
+                            syncing.result()
+                        images.flush()
+                        syncing = beside.submit(_sync, images, journal, lines)
+                        lines, written, synced = [], 0, time.monotonic()
             finally:
-                _sync(images, journal, pending)
+                if syncing:
+                    syncing.result()
+                images.flush()
+                _sync(images, journal, lines)
 
 
 def discard_leftovers(out: Path) -> None:
@@ -156,12 +168,11 @@ def discard_leftovers(out: Path) -> None:
             workspace.remove()
 
 
-def _sync(images: BinaryIO, journal: BinaryIO, pending: list[bytes]) -> None:
-    images.flush()
+def _sync(images: BinaryIO, journal: BinaryIO, lines: list[bytes]) -> None:
+    """Wait until the images that were flushed are on the disk, then vouch for them."""
     os.fsync(images.fileno())
-    journal.write(b"".join(pending))
+    journal.write(b"".join(lines))
     journal.flush()
-    pending.clear()
 
 
 def _line(outcome: Outcome) -> bytes:

@@ -1,7 +1,9 @@
 """Files that say which image is of which class: CSV, JSON lines, and the dataset.json of NVIDIA's tools."""
 
 import csv
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_tools.folders import SourceError, class_name_of
@@ -30,7 +32,11 @@ def read_label_file(content: bytes) -> dict[str, str] | None:
 
 
 def read_list(path: Path) -> dict[str, str]:
-    """Path -> class name from a CSV or TSV (columns path, class; a header line is optional) or JSON-lines list."""
+    """Path -> class name from a list.
+
+    A CSV or TSV has the columns path and class, or a header that says which ones these are; each JSON line is an
+    object with these two fields. They may be called file, file_name, filename or image, and label.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -46,30 +52,62 @@ def read_list(path: Path) -> dict[str, str]:
     return labels
 
 
+PATH_NAMES = ("path", "file", "file_name", "filename", "image")
+CLASS_NAMES = ("class", "label")
+
+
+def csv_rows(text: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Line number and stripped cells of each line of a CSV text that is not empty. Raises `ValueError`."""
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for row in lines:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield lines.line_num, cells
+    except csv.Error as error:
+        raise ValueError(f"line {lines.line_num}: {error}") from error
+
+
 def _csv_lines(path: Path, text: str) -> list[tuple[int, str, str]]:
-    lines = csv.reader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    rows = []
-    for number, row in enumerate(lines, 1):
-        if not row or (number == 1 and [cell.strip().lower() for cell in row[:2]] in HEADERS):
-            continue
-        if len(row) < 2 or not row[0].strip() or not row[1].strip():
-            raise SourceError(f"{path}, line {number}: expected path,class but found {','.join(row)!r}.")
-        rows.append((number, row[0].strip(), row[1].strip()))
-    return rows
+    try:
+        rows = list(csv_rows(text, "\t" if path.suffix.lower() == ".tsv" else ","))
+    except ValueError as error:
+        raise SourceError(f"{path}, {error}.") from error
+    columns = (0, 1)
+    if rows:
+        head = [cell.lower() for cell in rows[0][1]]
+        path_column, class_column = _column(head, PATH_NAMES), _column(head, CLASS_NAMES)
+        if path_column is not None and class_column is not None:
+            columns, rows = (path_column, class_column), rows[1:]
+    pairs = []
+    for number, cells in rows:
+        pair = [cells[column] if column < len(cells) else "" for column in columns]
+        if not all(pair):
+            raise SourceError(f"{path}, line {number}: expected path,class but found {','.join(cells)!r}.")
+        pairs.append((number, *pair))
+    return pairs
 
 
-HEADERS = tuple([path, label] for path in ("path", "file", "image", "filename") for label in ("class", "label"))
+def _column(head: list[str], names: tuple[str, ...]) -> int | None:
+    return next((head.index(name) for name in names if name in head), None)
 
 
 def _json_lines(path: Path, text: str) -> list[tuple[int, str, str]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            rows.append((number, str(record["path"]), str(record["class"])))
-        except (ValueError, KeyError, TypeError) as error:
+            rows.append((number, _field(record, PATH_NAMES), _field(record, CLASS_NAMES)))
+        except (ValueError, TypeError, KeyError) as error:
             problem = 'expected {"path": "...", "class": "..."}'
             raise SourceError(f"{path}, line {number}: {problem} but found {line[:80]!r}.") from error
     return rows
+
+
+def _field(record: dict, names: tuple[str, ...]) -> str:
+    for name in names:
+        if name in record:
+            return str(record[name])
+    raise KeyError(names[0])

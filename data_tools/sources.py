@@ -1,8 +1,11 @@
 """Where images come from: class folders, archives of them, or lists of paths and classes."""
 
+import contextlib
+import errno
 import os
 import stat
 import tarfile
+import unicodedata
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +62,7 @@ def open_source(path: str | os.PathLike) -> Source:
         return Source(path, name, _listed(read_list(path), path.parent, path.name), FolderReader())
     reader = ArchiveReader(path.resolve())
     if zipfile.is_zipfile(path):
-        return Source(path, name, list_zip(path, reader, LABEL_FILE), reader)
+        return Source(path, name, list_zip(path, reader), reader)
     if tarfile.is_tarfile(path):
         return Source(path, name.removesuffix(".tar"), list_tar(path, reader), reader)
     raise SourceError(f"{path} is not a folder, a zip, a tar, or a list that ends in {', '.join(LIST_SUFFIXES)}.")
@@ -69,9 +72,8 @@ def _listed(labels: dict[str, str], root: Path, list_name: str) -> Listing:
     """The files of a list whose paths are relative to a folder (or absolute)."""
     files, problems = [], []
     for name, label in labels.items():
-        where = root / name
         try:
-            status = where.stat()
+            where, status = _found(root, name)
         except OSError as error:
             problems.append(Problem(name, f"in {list_name}, but {(error.strerror or str(error)).lower()}"))
             continue
@@ -84,3 +86,11 @@ def _listed(labels: dict[str, str], root: Path, list_name: str) -> Listing:
             f"{root / list_name} names no file that exists ({len(labels)} lines; paths are below {root})."
         )
     return Listing(files, problems)
+
+
+def _found(root: Path, name: str) -> tuple[Path, os.stat_result]:
+    """A file of a list, also where the file system spells its accents in the other form of Unicode."""
+    for spelling in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+        with contextlib.suppress(FileNotFoundError):
+            return root / spelling, (root / spelling).stat()
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

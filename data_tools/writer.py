@@ -6,8 +6,10 @@ comes first in the file, at an offset that does not depend on its length, and ev
 skeleton, a file of the right shape whose block was never written.
 """
 
+import contextlib
+import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,7 +74,19 @@ def write_encoded(path: Path, contents: Contents, stored: Iterable[bytes]) -> No
         os.fsync(written.fileno())
 
 
-def _create(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _create(path: Path) -> Iterator[h5py.File]:
+    """A new file. What HDF5 says of a disk that fails becomes the `OSError` that it was."""
+    try:
+        with _new_file(path) as file:
+            yield file
+    except RuntimeError as error:  # raised by closing, with a page of text
+        full = f"errno = {errno.ENOSPC}" in str(error)
+        code = errno.ENOSPC if full else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _new_file(path: Path) -> h5py.File:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_alignment(1, ALIGNMENT)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)

@@ -53,7 +53,7 @@ def test_wrong_folders_are_named(tmp_path: Path):
         open_source(tmp_path / "missing")
     (tmp_path / "flat").mkdir()
     picture(0).save(tmp_path / "flat" / "a.png")
-    with pytest.raises(SourceError, match="holds 1 files but no class folders"):
+    with pytest.raises(SourceError, match=r"holds images \(1\) but no class folders"):
         open_source(tmp_path / "flat")
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
     with pytest.raises(SourceError, match=r"holds no images \(its 1 folders are empty\)"):
