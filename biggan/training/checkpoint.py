@@ -83,8 +83,8 @@ def save_checkpoint(
             write_tensors(staging / f"{file}.safetensors", tensors, description | {"holds": file})
         write_tensors(staging / "optimizers.safetensors", optimizer_state, {})
         checksums = {path.name: sha256(path) for path in sorted(staging.iterdir())}
-        text = json.dumps({"format": FORMAT, **state, "description": description, "sha256": checksums}, indent=1)
-        write_text_synced(staging / "state.json", text)
+        complete = {"format": FORMAT, **state, "description": description, "sha256": checksums}
+        write_text_synced(staging / "state.json", json.dumps(complete | {"self": _checksum(complete)}, indent=1))
         sync_directory(staging)
         _put_in_place(staging, final)
     except BaseException:
@@ -209,15 +209,24 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
+    """The state, if it is as it was written; raises CheckpointError otherwise."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        intact = state.pop("self", None) == _checksum(state)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path}: state.json is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path}: state.json cannot be read ({error})") from None
-    if state.get("format", 0) > FORMAT:
+    if not intact:
+        raise CheckpointError(f"checkpoint {path}: state.json is corrupt (its checksum does not match)")
+    if state["format"] > FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {state['format']}, this version reads up to {FORMAT}")
     return state
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    """Of the state itself, as "self" in its file."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:

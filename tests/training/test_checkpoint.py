@@ -1,16 +1,13 @@
-import json
-import os
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 
+import launching
 import pytest
 import torch
 from torch import nn
 
+from biggan.training import checkpoint
 from biggan.training.checkpoint import (
     CheckpointError,
     list_checkpoints,
@@ -73,7 +70,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert len(list((tmp_path / "checkpoints").glob("*step*"))) == 1
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "state", "remove state"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "state", "digit", "remove state"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, damage):
     good, bad = save(tmp_path, 1), save(tmp_path, 2)
     file = bad / "generator.safetensors"
@@ -87,6 +84,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, d
         file.unlink()
     elif damage == "state":
         (bad / "state.json").write_text((bad / "state.json").read_text()[:50])
+    elif damage == "digit":  # still valid JSON
+        text = (bad / "state.json").read_text()
+        (bad / "state.json").write_text(text.replace('"updates": 2', '"updates": 3'))
     else:
         (bad / "state.json").unlink()
     reports = []
@@ -103,11 +103,10 @@ def test_a_truncated_model_file_gives_one_clear_error(tmp_path):
         read_tensors(file)
 
 
-def test_a_newer_format_is_refused(tmp_path):
+def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path)
-    state = json.loads((path / "state.json").read_text()) | {"format": 99}
-    (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match="format 99"):
+    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    with pytest.raises(CheckpointError, match="format 1, this version reads up to 0"):
         read_state(path)
 
 
@@ -165,25 +164,24 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
     verify_checkpoint(tmp_path / "checkpoints" / "step-00000001")
 
 
+def save_for_ever(run, output):
+    model = nn.Linear(300, 300)
+    for step in range(1, 100_000):
+        save_checkpoint(run, f"step-{step:08d}", {"generator": model}, {}, {"updates": step}, {}, 2)
+        with open(output, "a") as file:
+            file.write(f"{step}\n")
+
+
 def test_kill_9_at_any_moment_of_saving_loses_nothing_saved(tmp_path):
-    code = """
-        import sys, torch
-        from pathlib import Path
-        from biggan.training.checkpoint import save_checkpoint
-        model = torch.nn.Linear(300, 300)
-        for step in range(1, 100000):
-            save_checkpoint(Path(sys.argv[1]), f"step-{step:08d}", {"generator": model}, {}, {"updates": step}, {}, 2)
-            print(step, flush=True)
-    """
     for i in range(6):
-        run = tmp_path / str(i)
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(run)], stdout=subprocess.PIPE, text=True
-        )
-        process.stdout.readline()  # the first one is saved
+        run, output = tmp_path / str(i), tmp_path / f"{i}.txt"
+        process = launching.CONTEXT.Process(target=save_for_ever, args=(run, output))
+        process.start()
+        while not output.exists():
+            time.sleep(0.001)
         time.sleep(0.013 * i)
-        os.kill(process.pid, signal.SIGKILL)
-        saved = 1 + len(process.stdout.read().split())
-        process.wait()
+        process.kill()
+        process.join()
+        saved = len(output.read_text().split())
         newest = newest_checkpoint(run, report=lambda text: pytest.fail(text))
         assert read_state(newest)["updates"] >= saved

@@ -3,12 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -129,25 +125,6 @@ def test_the_accumulation_grows_in_mid_epoch_and_every_image_is_still_seen_once(
     with pytest.raises(SystemExit) as end:
         main(["--audit", str(run)])
     assert end.value.code == 0
-
-
-def test_kill_9_at_random_moments(tmp_path, data_file):
-    """Whatever a killed process had saved is continued to exactly what an unbroken run gives."""
-    changes = ["--set", f"train.images={12 * STEP}", "--set", "run.save_every=2"]
-    train(tmp_path / "whole", data_file, *changes)
-    run, toml = tmp_path / "killed", tmp_path / "whole.toml"
-    command = [sys.executable, "-m", "biggan.cli.train", "--config", toml, "--data", data_file, "--run", run, *changes]
-    draw = np.random.default_rng(0)
-    for _ in range(3):
-        with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-            before = list_checkpoints(run)[:1]
-            deadline = time.monotonic() + 60
-            while list_checkpoints(run)[:1] == before and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
-            time.sleep(draw.uniform(0, 0.15))
-            process.kill()
-    train(run, data_file, *changes)
-    assert_identical(tmp_path / "whole", run)
 
 
 schedules = st.lists(
