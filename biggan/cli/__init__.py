@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,6 +14,16 @@ from biggan.config import ConfigError
 
 class UsageError(ValueError):
     """A command line that cannot be meant; exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line, and which option is near; the full usage takes many."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        near = [n for word in unknown for n in difflib.get_close_matches(word, self._option_string_actions, 2)]
+        hint = f"did you mean {' or '.join(near)}?" if near and "unrecognized" in message else f"see {self.prog} --help"
+        self.exit(2, f"error: {message}; {hint}\n")
 
 
 def run_command(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None):

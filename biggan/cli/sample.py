@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from biggan.cli import UsageError, run_command
+from biggan.cli import Parser, UsageError, run_command
 from biggan.config import nearest
 
 WEIGHTS = Path("weights")
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="biggan-sample",
         description="Draw images of chosen classes from a trained generator, as one PNG grid.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from biggan.cli import UsageError, run_command
+from biggan.cli import Parser, UsageError, run_command
 from biggan.config import (
     Config,
     ConfigError,
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="biggan-train",
         description="Train a class-conditional GAN. The same command line continues its run where it was.",
         epilog=f"Presets: {', '.join(preset_names())}.",
@@ -261,6 +261,8 @@ def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path 
         say("\n".join(table))
     if state:
         say(f"resuming {checkpoint}: {trainer.updates:,} updates, {trainer.images_seen:,} images seen")
+    if trainer.change:
+        say(trainer.change)
     if trainer.finished:
         say(f"{run} is finished; to go on, raise train.images with --set train.images=N")
         return 0
@@ -283,6 +285,11 @@ def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path 
 def check_model(config: Config, state: dict, checkpoint: Path) -> None:
     """A run keeps its architecture."""
     before = config_from_dict({"model": state["config"]["model"]}).to_dict()["model"]  # with settings that are newer
+    if before["classes"] != config.model.classes:
+        raise ConfigError(
+            f"the data has {config.model.classes} classes, but {checkpoint} was trained with {before['classes']}; "
+            f"start another run from its weights with --init-from {checkpoint.parent.parent} --run NAME"
+        )
     for key, value in config.to_dict()["model"].items():
         if before[key] != value:
             raise ConfigError(

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from biggan.cli import UsageError, run_command
+from biggan.cli import Parser, UsageError, run_command
 from biggan.config import nearest
 
 WEIGHTS = Path("weights")
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="biggan-weights", description="Released weights in and out.")
+    parser = Parser(prog="biggan-weights", description="Released weights in and out.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, summary: str) -> argparse.ArgumentParser:
