@@ -316,6 +316,10 @@ def let_through(tensors: Tensors, block: str, channels: Sequence[int], family: s
     weight[channels] = 0
     if f"{block}.{last}.u" not in tensors:
         return
+    if weight.shape[1] < 2:  # the channel that is always zero must not be the only one
+        raise ConfigError(
+            f"{block} has a single channel inside, which is too narrow to be new; set a larger model.g_ch"
+        )
     middle = weight.shape[-1] // 2
     weight[channels[0], 0, middle, middle] = 1
     tensors[f"{block}.{before}.weight"][0] = 0
