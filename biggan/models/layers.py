@@ -64,6 +64,8 @@ class Attention(nn.Module):
 
 def initialise(model: nn.Module, how: str) -> None:
     """Initialise all convolutions, linear layers and embeddings: ortho, normal (std 0.02) or xavier; biases 0."""
+    if next(model.parameters()).is_meta:
+        return  # there is nothing to fill
     draw = {
         "ortho": nn.init.orthogonal_,
         "normal": partial(nn.init.normal_, std=0.02),

@@ -10,11 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from biggan.config import ConfigError, ModelConfig, config_from_dict
-from biggan.models import build_discriminator, build_generator
+from biggan.models import build_discriminator, build_generator, on_meta
 from biggan.models.arch import RESOLUTIONS, Stage, deep_discriminator_stages, discriminator_stages, generator_stages
 from biggan.training.checkpoint import CheckpointError, load_model
 
@@ -172,6 +171,4 @@ def joint_settings(parts: list[dict[str, Any]], stated: dict[str, Any], source: 
 def check_tensors(config: ModelConfig, holds: str, tensors: Tensors, source: object) -> None:
     """Raise CheckpointError for the first tensor that `config`'s model lacks, or that has another shape there."""
     build = build_discriminator if holds == "discriminator" else build_generator
-    with torch.device("meta"):
-        model = build(config)
-    load_model(model, tensors, source)
+    load_model(on_meta(build, config), tensors, source)

@@ -11,7 +11,7 @@ from torch import nn
 
 from biggan.config import ModelConfig, config_from_dict
 from biggan.latents import Stream
-from biggan.models import build_discriminator, build_generator
+from biggan.models import build_discriminator, build_generator, on_meta
 from biggan.sampling.standing import batch_limit, statistics_at
 from biggan.sampling.truncation import Truncation, load_table, published_mode, truncated_latents
 from biggan.training.checkpoint import (
@@ -60,8 +60,7 @@ def _load(path: Path, holds: str, build, device) -> nn.Module:
     if "model" not in description:
         raise CheckpointError(f"{file} does not say which architecture it holds; it was not written by this program")
     config: ModelConfig = config_from_dict({"model": description["model"]}).model
-    with torch.device("meta"):  # nothing is initialised only to be overwritten
-        model = build(config).to_empty(device=device)
+    model = on_meta(build, config).to_empty(device=device)
     tensors, _ = read_tensors(file)
     load_model(model, tensors, file)
     model.description = description
