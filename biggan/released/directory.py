@@ -68,7 +68,7 @@ def write_released(released: Released, out: Path, class_names: list[str] | None 
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"{len(class_names)} class names were given, but {released.source} has {classes} classes")
     for holds, read in released.models.items():
-        check_tensors(released.model, holds, read(), released.source)
+        check_tensors(released.model, holds, read(), f"{released.source} ({holds})")
     optimizers = released.optimizers() if released.optimizers else None
     with appearing(out) as staging:
         header = _header(released, class_names)
