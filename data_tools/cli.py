@@ -78,6 +78,8 @@ def _add_class_options(add: Callable) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run build-dataset. Returns 0 on success, 2 for a wrong command, 1 for a problem with data or the machine."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of another
     top = parser()
     options = top.parse_args(arguments)
     try:
@@ -113,7 +115,7 @@ def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.export:
         if options.source is None:
             top.error("--export needs the folder to write to: build-dataset --export FILE DIR")
-        export(options.export, Path(options.source))
+        export(options.export, Path(options.source), options.workers)
         return 0
     if options.source is None:
         top.error("SRC is missing: build-dataset FOLDER, where FOLDER holds one folder of images per class")

@@ -283,10 +283,10 @@ def _new_files(base: Layout, origin: str, files: list[ImageFile]) -> list[ImageF
     return [file for file in files if file.path not in known]
 
 
-def export(path: Path, target: Path) -> None:
+def export(path: Path, target: Path, workers: int) -> None:
     """Write a data file's images as class folders."""
     layout = open_dataset(path)
-    count = export_folders(layout, target)
+    count = export_folders(layout, target, workers)
     print(f"{target}: {count:,} images in {layout.header.classes:,} class folders")
 
 

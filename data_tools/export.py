@@ -1,12 +1,16 @@
 """A data file back to class folders."""
 
 import os
+import shutil
+import unicodedata
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
 from data_tools.progress import Progress
-from data_tools.schema import EncodedImages, Layout
+from data_tools.schema import DatasetError, Layout, digest_of
 
 SUFFIXES = {"raw": ".png", "png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
@@ -15,42 +19,66 @@ class ExportError(RuntimeError):
     """A folder that cannot be written to; the message is one sentence for the user."""
 
 
-def export_folders(layout: Layout, target: Path) -> int:
+def export_folders(layout: Layout, target: Path, workers: int = 1) -> int:
     """Write one folder per class below `target`, and in it one image per row; returns the number of images.
 
     Raw images become PNG files, encoded ones keep their bytes. File names begin with the row, which keeps their order
-    and makes them unique. Building from these folders gives the same pixels, labels and class names.
+    and makes them unique. Building from these folders gives the same pixels, labels and class names. `target` appears
+    when all of it is there. Raises `DatasetError` for an image that is not the one that was written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ExportError(f"{target} exists and is not an empty folder: choose another, or delete it first.")
-    folders = [target / name for name in folder_names(layout.class_names)]
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was interrupted
+    folders = [partial / name for name in folder_names(layout.class_names)]
     for folder in folders:
         folder.mkdir(parents=True)
-    images, suffix = layout.open_images(), SUFFIXES[layout.header.store]
+    stored, digests, labels, sources = layout.stored_bytes(), layout.digests, layout.labels, layout.sources
     digits = len(str(layout.header.images - 1))
-    with Progress("exporting", layout.header.images) as progress:
-        for row, (label, source) in enumerate(zip(layout.labels, layout.sources, strict=True)):
-            stem = _safe(Path(source).stem)
-            path = folders[label] / f"{row:0{digits}d}-{_shortened(stem, 180)}{suffix}"
-            if isinstance(images, EncodedImages):
-                path.write_bytes(images[row])
-            else:
-                Image.fromarray(images[row]).save(path)
+
+    def write(row: int) -> None:
+        data = stored(row)
+        if digest_of(data) != digests[row].tobytes():
+            raise DatasetError(f"{layout.path} is damaged: image {row} ({sources[row]}) is not what was written.")
+        stem = _shortened(_safe(Path(sources[row]).stem), 180)
+        path = folders[labels[row]] / f"{row:0{digits}d}-{stem}{SUFFIXES[layout.header.store]}"
+        if layout.header.store == "raw":
+            Image.frombytes("RGB", (layout.header.size,) * 2, data).save(path)
+        else:
+            path.write_bytes(data)
+
+    waiting: deque[Future] = deque()
+    with Progress("exporting", layout.header.images) as progress, ThreadPoolExecutor(workers) as pool:
+        for row in range(layout.header.images):
+            waiting.append(pool.submit(write, row))
+            if len(waiting) > 4 * workers:
+                waiting.popleft().result()
+                progress.advance()
+        for future in waiting:
+            future.result()
             progress.advance()
+    os.replace(partial, target)
     return layout.header.images
 
 
 def folder_names(class_names: list[str]) -> list[str]:
-    """A folder name for each class: the class name where a file system can hold it, and unique."""
+    """A folder name for each class: the class name where a file system can hold it, and unique.
+
+    Names that differ only in case or in the spelling of accents are one name to some file systems.
+    """
     taken: set[str] = set()
     names = []
     for name in class_names:
         folder = _shortened(_safe(name), 240)
-        while folder in taken:
+        while _key(folder) in taken:
             folder += "_"
-        taken.add(folder)
+        taken.add(_key(folder))
         names.append(folder)
     return names
+
+
+def _key(folder: str) -> str:
+    return unicodedata.normalize("NFC", folder.casefold())
 
 
 def _safe(name: str) -> str:

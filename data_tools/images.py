@@ -18,6 +18,7 @@ FILTERS = ("lanczos", "bicubic", "bilinear", "hamming", "box", "nearest")
 CROPS = ("center", "top", "pad", "none")
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow's own threshold for a suspected decompression bomb
+BOMB = f"more than {MAX_PIXELS:,} may be a decompression bomb"
 MAX_FILE_BYTES = 2**30
 
 # `open_picture` refuses what Pillow would only warn of.
@@ -95,12 +96,12 @@ def _decode(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ImageError(f"{width} x {height} pixels: more than {MAX_PIXELS:,} may be a decompression bomb")
+            raise ImageError(f"too many pixels: {width} x {height}, {BOMB}")
         image.load()
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels may be a decompression bomb") from error
+        raise ImageError(f"too many pixels: {BOMB}") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(_unidentified(data[:16])) from error
     except Exception as error:  # decoders raise nearly anything on damaged input
@@ -184,7 +185,7 @@ def cut_box(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     x0, y0, x1, y1 = box
     clipped = max(0, x0), max(0, y0), min(image.width, x1), min(image.height, y1)
     if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
-        raise ImageError(f"its box {box} lies outside its {image.width} x {image.height} pixels")
+        raise ImageError(f"its box is outside: {box} of {image.width} x {image.height} pixels")
     return image.crop(clipped)
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.charts import bars, class_histogram, histogram, imbalance, rank_plot
 from data_tools.duplicates import thumbnail_reader
 from data_tools.facts import SIDE_EDGES, Duplicates, Facts
 from data_tools.schema import Layout
-from data_tools.sheets import THUMBNAIL, as_webp, strips
-from data_tools.tables import byte_count
+from data_tools.sheets import PAGE_THUMBNAIL, as_webp, strips
+from data_tools.tables import byte_count, counted, kinds_of
 
 MOST_LISTED = 200  # entries of a list; the tables beside the page have all
+MOST_OPEN = 12  # entries of a list that is shown without being asked for
 MOST_PAIRS = 40  # of near duplicates with pictures
 MOST_THUMBNAILS = 8_000  # on the page
-CLASS_BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
 def write_page(
@@ -30,15 +31,16 @@ def write_page(
         f'<p class="soft">{_subtitle(layout)}</p>',
         _tiles(layout, facts, duplicates),
         _warnings(facts),
-        '<div class="two">',
-        _section("Images per class", _class_histogram(counts)),
+        '<div class="charts">',
+        _section("Balance", f'<p class="soft">{imbalance(counts)}</p>{rank_plot(counts)}'),
+        _section("Class sizes", class_histogram(counts)),
         _section("Source images", _size_histogram(facts)) if facts.sizes else "",
         "</div>",
-        _section("Classes", _class_table(layout, counts)),
+        _left_out(facts),
         _changes(facts),
-        _listing("Left out", "skipped.tsv", ("file", "reason"), facts.skipped),
         _listing("Remarks", "remarks.tsv", ("file", "remark"), facts.remarks),
         _duplicates(layout, duplicates),
+        _section("Classes", _class_table(layout, counts), "classes-section"),
         _section("Contact sheets", "<p>" + " ".join(_link(f"sheets/{name}", name) for name in sheets) + "</p>"),
         _section("File", _header_table(layout)),
     ]
@@ -49,8 +51,9 @@ def write_page(
     path.write_text(f"{page}<script>{script}</script></body></html>\n", encoding="utf-8")
 
 
-def _section(heading: str, content: str) -> str:
-    return f"<section><h2>{heading}</h2>{content}</section>"
+def _section(heading: str, content: str, anchor: str = "") -> str:
+    identity = f' id="{anchor}"' if anchor else ""
+    return f"<section{identity}><h2>{heading}</h2>{content}</section>"
 
 
 def _link(target: str, text: str) -> str:
@@ -68,45 +71,31 @@ def _subtitle(layout: Layout) -> str:
 
 def _tiles(layout: Layout, facts: Facts, duplicates: Duplicates) -> str:
     counts = layout.class_counts
-    tiles = [
-        (f"{layout.header.images:,}", "images"),
-        (f"{layout.header.classes:,}", "classes"),
-        (f"{counts.min():,} – {counts.max():,}", "images per class"),
-        (f"{np.median(counts):,.0f}", "in the median class"),
-        (f"{len(facts.skipped):,}", "files left out"),
-        (f"{sum(len(group) - 1 for group in duplicates.exact):,}", "exact duplicates"),
-        (byte_count(layout.path.stat().st_size), "on disk"),
+    skipped, copies = len(facts.skipped), sum(len(group) - 1 for group in duplicates.exact)
+    merged, dropped = len(facts.merged), len(facts.left_out)
+    tiles = [  # value, what it counts, the section that has more
+        (f"{layout.header.images:,}", "images", ""),
+        (f"{layout.header.classes:,}", "classes", "classes-section"),
+        (f"{counts.min():,} – {counts.max():,}", "images per class", ""),
+        (f"{np.median(counts):,.0f}", "in the median class", ""),
+        (f"{skipped:,}", "files left out", "left-out" if skipped else ""),
+        (f"{dropped:,}", "classes left out", "classes-left-out" if dropped else ""),
+        (f"{merged:,}", "classes merged", "merges" if merged else ""),
+        (f"{copies:,}", "exact duplicates", "duplicates" if copies else ""),
+        (byte_count(layout.path.stat().st_size), "on disk", ""),
     ]
-    return (
-        f'<div class="tiles">{"".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in tiles)}</div>'
-    )
+    return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>'
+
+
+def _tile(value: str, name: str, anchor: str) -> str:
+    content = f"<b>{value}</b><span>{name}</span>"
+    return f'<a href="#{anchor}">{content}</a>' if anchor else f"<div>{content}</div>"
 
 
 def _warnings(facts: Facts) -> str:
     if not facts.warnings:
         return ""
     return _section("Warnings", "".join(f'<p class="warn">{escape(text)}</p>' for text in facts.warnings))
-
-
-def _histogram(labels: Sequence[str], counts: Sequence[int]) -> str:
-    used = np.flatnonzero(counts)
-    shown = slice(used[0], used[-1] + 1)
-    highest = max(counts)
-    columns = [
-        f'<div>{count:,}<i style="height:{110 * count / highest:.1f}px"></i>{label}</div>'
-        if count
-        else f'<div><i style="height:0"></i>{label}</div>'
-        for label, count in zip(labels[shown], counts[shown], strict=True)
-    ]
-    return f'<div class="histogram">{"".join(columns)}</div>'
-
-
-def _class_histogram(counts: np.ndarray) -> str:
-    bins = np.bincount(np.searchsorted(CLASS_BINS, counts, side="right"), minlength=len(CLASS_BINS) + 1)
-    labels = ["0", *(f"{edge:,}+" if edge < 1000 else f"{edge // 1000}k+" for edge in CLASS_BINS)]
-    ratio = counts.max() / max(1, counts.min())
-    text = f"classes by number of images; the largest has {ratio:,.1f} times the images of the smallest"
-    return f'<p class="soft">{text}</p>' + _histogram(labels, bins.tolist())
 
 
 def _size_histogram(facts: Facts) -> str:
@@ -117,16 +106,17 @@ def _size_histogram(facts: Facts) -> str:
         f'<p class="soft">by the side used, px; from {small_w} × {small_h} to {large_w} × {large_h}; '
         f"{sizes.enlarged:,} enlarged</p>"
     )
-    return note + _histogram(labels, sizes.counts)
+    return note + histogram(labels, sizes.counts)
 
 
 def _class_table(layout: Layout, counts: np.ndarray) -> str:
     largest = max(1, int(counts.max()))
     per_class = max(1, min(8, MOST_THUMBNAILS // layout.header.classes))
     rows = []
-    for index, (name, strip) in enumerate(zip(layout.class_names, strips(layout, per_class), strict=True)):
+    pictures = strips(layout, per_class, PAGE_THUMBNAIL)
+    for index, (name, strip) in enumerate(zip(layout.class_names, pictures, strict=True)):
         count = int(counts[index])
-        picture = f'<img loading="lazy" height="{THUMBNAIL}" alt="" src="{_inline(as_webp(strip))}">'
+        picture = f'<img loading="lazy" height="{PAGE_THUMBNAIL}" alt="" src="{_inline(as_webp(strip))}">'
         find = escape(f"{index} {name}".lower())
         rows.append(
             f'<tr data-find="{find}" data-id="{index}" data-count="{count}"><td class="n">{index}</td>'
@@ -151,26 +141,44 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _listing(heading: str, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _listing(
+    heading: str,
+    table: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    anchor: str = "",
+    before: str = "",
+) -> str:
+    """A section with a list, folded away if it is long; nothing if the list is empty."""
     if not rows:
         return ""
-    more = f'<p class="soft">the first {MOST_LISTED} of {len(rows):,}; all are in {_link(table, table)}</p>'
-    content = (more if len(rows) > MOST_LISTED else "") + _table(columns, rows[:MOST_LISTED])
-    return _section(f"{heading} ({len(rows):,})", content)
+    first = f"the first {MOST_LISTED:,} of " if len(rows) > MOST_LISTED else ""
+    summary = f"<summary>{first}{counted(len(rows), 'line')}, {_link(table, table)}</summary>"
+    state = " open" if len(rows) <= MOST_OPEN else ""
+    content = f"<details{state}>{summary}{_table(columns, rows[:MOST_LISTED])}</details>"
+    return _section(f"{heading} ({len(rows):,})", before + content, anchor)
+
+
+def _left_out(facts: Facts) -> str:
+    limit = (
+        f'<p class="soft">{counted(facts.over_limit, "file")} beyond the limit per class are not counted here.</p>'
+        if facts.over_limit
+        else ""
+    )
+    kinds = bars(kinds_of(facts.skipped)) if facts.skipped else ""
+    return _listing("Files left out", "skipped.tsv", ("file", "reason"), facts.skipped, "left-out", kinds + limit)
 
 
 def _changes(facts: Facts) -> str:
-    limit = (
-        f'<p class="soft">{facts.over_limit:,} files are beyond the limit per class.</p>' if facts.over_limit else ""
-    )
-    merged = _listing("Merged classes", "merges.tsv", ("found as", "counted as", "files"), facts.merged)
-    return limit + merged + _listing("Classes left out", "left-out.tsv", ("class", "files", "reason"), facts.left_out)
+    merged = _listing("Merged classes", "merges.tsv", ("found as", "counted as", "files"), facts.merged, "merges")
+    columns = ("class", "files", "reason")
+    return merged + _listing("Classes left out", "left-out.tsv", columns, facts.left_out, "classes-left-out")
 
 
 def _duplicates(layout: Layout, duplicates: Duplicates) -> str:
     sources = layout.sources
     same = [(sources[row], sources[group[0]]) for group in duplicates.exact for row in group[1:]]
-    text = _listing("Exact duplicates", "duplicates.tsv", ("file", "has the image of"), same)
+    text = _listing("Exact duplicates", "duplicates.tsv", ("file", "has the image of"), same, "duplicates")
     if duplicates.near is None:
         return text
     if not duplicates.near:
@@ -181,7 +189,8 @@ def _duplicates(layout: Layout, duplicates: Duplicates) -> str:
         images = "".join(f'<img src="{data}" title="{escape(sources[row])}" alt="">' for row, data in pictures)
         pairs.append(f'<span class="pair">{images}</span>')
     more = _link("near-duplicates.tsv", "near-duplicates.tsv")
-    note = f'<p class="soft">the first {len(pairs)} of {len(duplicates.near):,} pairs; all are in {more}</p>'
+    first = f"the first {len(pairs)} of " if len(pairs) < len(duplicates.near) else ""
+    note = f'<p class="soft">{first}{counted(len(duplicates.near), "pair")} of images that look alike, {more}</p>'
     return text + _section("Near duplicates", note + "".join(pairs))
 
 
@@ -192,6 +201,6 @@ def _header_table(layout: Layout) -> str:
         rows.append((f"generation {number}", text + generation.recipe))
     return (
         "<table>"
-        + "".join(f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in rows)
+        + "".join(f"<tr><th>{escape(name)}</th><td><code>{escape(value)}</code></td></tr>" for name, value in rows)
         + "</table>"
     )

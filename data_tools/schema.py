@@ -29,6 +29,8 @@ hashing can run in parallel and damage can be traced to a row.
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -111,12 +113,14 @@ class Layout:
             return EncodedImages(self.path)
         return np.memmap(self.path, np.uint8, "r", self.image_offset, self.image_shape)
 
-    def stored_bytes(self) -> Callable[[int], bytes | memoryview]:
+    def stored_bytes(self) -> Callable[[int], bytes]:
         """A function from row to the bytes that its digest covers."""
-        images = self.open_images()
-        if isinstance(images, EncodedImages):
-            return images.__getitem__
-        return lambda row: np.ascontiguousarray(images[row]).data
+        if self.image_offset is None:
+            return EncodedImages(self.path).__getitem__
+        begin, length = self.image_offset, math.prod(self.image_shape[1:])
+        file = open(self.path, "rb")  # noqa: SIM115 (it ends with the function that holds it)
+        # Reading, where a map would count the whole file as memory of this process.
+        return lambda row: os.pread(file.fileno(), length, begin + row * length)
 
 
 class EncodedImages:

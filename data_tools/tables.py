@@ -1,5 +1,7 @@
 """What build-dataset prints: class tables, summaries and the next command."""
 
+import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ PRESET_SIZES = (32, 64, 128, 256, 512)
 WHOLE_TABLE = 24  # classes; of more, the ends of the table are shown
 END_ROWS = 8
 BAR = 24  # characters
+KIND = re.compile(r".+?(?=:|,| of | as |$)")  # the part of a reason that other files may share
 
 
 def class_table(names: Sequence[str], counts: Sequence[int]) -> str:
@@ -20,15 +23,22 @@ def class_table(names: Sequence[str], counts: Sequence[int]) -> str:
     gap = len(order) - 2 * END_ROWS if len(order) > WHOLE_TABLE else 0
     shown = order if not gap else order[:END_ROWS] + order[-END_ROWS:]
     largest = max(1, max(counts, default=1))
+    letter = "▇" if "utf" in (sys.stdout.encoding or "").lower() else "#"
+    names = [printable(name) for name in names]
     width = min(max((_columns(names[index]) for index in shown), default=5), 40)
     width, digits = max(width, 5), max(6, len(f"{largest:,}"))
     lines = [f"{'id':>6}  {_padded('class', width)}  {'images':>{digits}}"]
     for position, index in enumerate(shown):
         if gap and position == END_ROWS:
             lines.append(f"{'...':>6}  ({gap:,} more classes)")
-        bar = "▇" * max(1, round(BAR * counts[index] / largest)) if counts[index] else ""
+        bar = letter * max(1, round(BAR * counts[index] / largest)) if counts[index] else ""
         lines.append(f"{index:>6}  {_padded(names[index], width)}  {counts[index]:>{digits},}  {bar}".rstrip())
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """A name or path with control characters, which a terminal would obey, written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _columns(text: str) -> int:
@@ -50,14 +60,18 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def kinds_of(problems: Sequence[Problem]) -> list[tuple[str, int]]:
+    """Kinds of reasons, without the names and numbers in them, with how many problems are of each, most first."""
+    return Counter(KIND.match(problem.reason)[0] for problem in problems).most_common()
+
+
 def problem_lines(problems: Sequence[Problem], where: str) -> list[str]:
     """Left-out files: how many for each kind of reason, then the first few by name."""
     if not problems:
         return []
-    kinds = Counter(problem.reason.split(":")[0].split(" of ")[0] for problem in problems)
-    parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(6))
+    parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds_of(problems)[:6])
     lines = [f"{counted(len(problems), 'file')} left out: {parts}"]
-    lines += [f"    {problem.path}: {problem.reason}" for problem in problems[:5]]
+    lines += [f"    {printable(problem.path)}: {printable(problem.reason)}" for problem in problems[:5]]
     if len(problems) > 5:
         lines.append(f"    ... and {len(problems) - 5:,} more{where}")
     return lines

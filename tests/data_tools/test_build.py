@@ -427,7 +427,7 @@ def test_boxes_choose_the_part_of_an_image(tmp_path: Path, command):
     assert code == 0
     assert "'a/bxed.png' (did you mean 'a/boxed.png'" in err
     assert "1 of 3 files have no box" in err
-    assert "a/outside.png: its box (100, 100, 120, 120) lies outside its 60 x 40 pixels" in out
+    assert "a/outside.png: its box is outside: (100, 100, 120, 120) of 60 x 40 pixels" in out
     stored = pixels(tmp_path / "f.h5")
     np.testing.assert_array_equal(stored[0], np.asarray(image)[5:29, 10:34])
 

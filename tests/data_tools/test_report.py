@@ -52,7 +52,8 @@ def test_the_page_needs_nothing_else_and_escapes_names(pets: Path, tmp_path: Pat
     assert "猫 & 'dog'" in page.text
     assert "<script>alert" in page.text
     assert "cat/<b>.png" in page.text
-    outside = [link for link in page.links if not link.startswith("data:image/")]
+    assert all(f'id="{link[1:]}"' in text for link in page.links if link.startswith("#"))
+    outside = [link for link in page.links if not link.startswith(("data:image/", "#"))]
     assert all(re.fullmatch(r"[\w/.-]+", link) for link in outside)
     assert all((tmp_path / "f.h5.report" / link).exists() for link in outside)
     assert "http" not in text
