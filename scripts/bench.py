@@ -10,6 +10,7 @@ SUBJECTS = {
     "loader": "bench_loader",
     "build": "bench_build",
     "step": "bench_step",
+    "saving": "bench_saving",
     "import": "bench_import",
     "peers": "bench_peers",
 }

@@ -31,11 +31,23 @@ from biggan.training.precision import resolve_precision, set_matrix_precision
 from biggan.training.schedule import micro_batches
 from biggan.training.updates import DiscriminatorBatch, GeneratorBatch
 
-OURS = "ours"
+OURS, COMPILED = "ours", ", compiled"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_network_options(parser)
+    add = parser.add_argument
+    add("--as-reference", action="store_true", help="also the reference trainer's way")
+    add("--compile", action="store_true", help="also every way through torch.compile")
+    add("--checkpointing", action="store_true", help="also with activation checkpointing")
+    add("--repeats", type=int, default=7, help="timed steps of each")
+    add("--profile", type=Path, metavar="FILE", help="write a table of where the time of our way goes")
+    add("--peak-of", help=argparse.SUPPRESS)  # in a process of its own: print one way's peak memory
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Options for `configured`."""
     add = parser.add_argument
     add("--config", help="a preset or TOML file; without it, a network by the next four options")
     add("--family", choices=["biggan", "deep"], default="biggan")
@@ -45,24 +57,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, help="images and latents per update; default: 32, or the config's")
     add("--micro-batch", type=int, help="default: the batch")
     add("--set", action="append", default=[], metavar="S.KEY=V", help="other settings, with --config")
-    add("--as-reference", action="store_true", help="also the reference trainer's way")
-    add("--compile", action="store_true", help="also every way through torch.compile")
-    add("--checkpointing", action="store_true", help="also with activation checkpointing")
-    add("--repeats", type=int, default=7, help="timed steps of each")
-    add("--profile", type=Path, metavar="FILE", help="write a table of where the time of our way goes")
-    add("--peak-of", help=argparse.SUPPRESS)  # in a process of its own: print one way's peak memory
 
 
 def ways(options: argparse.Namespace) -> dict[str, Config]:
     """What is compared: names and configs."""
-    ours = _config(options)
+    ours = configured(options)
     found = {OURS: ours}
     if options.checkpointing:
         found["checkpointing"] = _with_train(ours, checkpointing=True)
     if options.as_reference:
         found["reference"] = _with_train(ours, statistics="forward", precision=_reference_precision())
     if options.compile:
-        found |= {f"{name}, compiled": _with_train(config, compile=True) for name, config in found.items()}
+        found |= {name + COMPILED: _with_train(config, compile=True) for name, config in found.items()}
     return found
 
 
@@ -70,7 +76,8 @@ def _reference_precision() -> str:
     return "tf32" if torch.cuda.is_available() else "fp32"
 
 
-def _config(options: argparse.Namespace) -> Config:
+def configured(options: argparse.Namespace) -> Config:
+    """The config of the network that the options describe."""
     if options.config:
         config = load_config(options.config, options.set)
         config = config.with_model(classes=config.model.classes or options.classes)
@@ -166,7 +173,8 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(peak(ways(options)[options.peak_of], device)))
         return
     steps = {name: Step(config, device) for name, config in ways(options).items()}
-    operations = steps[OURS].operations()  # of the same network; compiled code hides its own
+    # Compiled code hides its operations; they are those of the same network as it is.
+    operations = {name: steps[name.removesuffix(COMPILED)].operations() for name in steps}
     rates = {step.precision: product_rate(step.precision, device) for step in steps.values()}
     for action in (*(step.run for step in steps.values()), *rates.values()) * 2:
         action()  # warm up
@@ -180,13 +188,13 @@ def run(options: argparse.Namespace) -> None:
     model, train = steps[OURS].config.model, steps[OURS].config.train
     print(
         f"{model.family} {model.resolution} px, ch {model.g_ch}, batch {train.batch_size} in micro-batches of "
-        f"{train.micro_batch}, on {device}{threads}; {operations / 1e9:,.1f} GFLOP a step"
+        f"{train.micro_batch}, on {device}{threads}; {operations[OURS] / 1e9:,.1f} GFLOP a step"
     )
     ours = statistics.median(seconds[OURS])
     baseline = memory_of(OURS)
     for name, step in steps.items():
         median, memory = statistics.median(seconds[name]), memory_of(name)
-        share = operations / median / statistics.median(speeds[step.precision])
+        share = operations[name] / median / statistics.median(speeds[step.precision])
         print(
             f"{name:>22}: {step.images / median:8.1f} images/s, {memory:8,.0f} MiB at the peak, "
             f"{share:4.0%} of {statistics.median(speeds[step.precision]) / 1e9:,.0f} GFLOP/s ({step.precision});  "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import difflib
 import sys
 import traceback
@@ -45,6 +46,8 @@ def run_command(main: Callable[[argparse.Namespace], int], parser: argparse.Argu
 
 def _sentence(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{text}; free some space and give the same command again, it goes on from what is saved"
     if isinstance(error, RuntimeError) and "out of memory" in text:
         return f"{text.splitlines()[0]} Use a smaller micro-batch (--micro-batch), or train.checkpointing = true."
     return text

@@ -47,6 +47,8 @@ class RunLog:
 
     def __init__(self, run: Path, total_images: int, images_seen: int, say: Callable[[str], None] = print):
         self._file = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
+        if _torn(run / "log.jsonl"):
+            self._file.write("\n")
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted here
 
         self._curves = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen + 1)
@@ -90,6 +92,12 @@ class RunLog:
         self._bar.close()
         self._curves.close()
         self._file.close()
+
+
+def _torn(path: Path) -> bool:
+    """Whether the last line has no end, because the machine died or the disk was full."""
+    with open(path, "rb") as file:
+        return bool(file.seek(0, os.SEEK_END)) and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

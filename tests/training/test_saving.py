@@ -211,6 +211,31 @@ def test_rolling_back_by_command(tmp_path, data_file, capsys):
     assert audit_run(run).ok
 
 
+def test_a_damaged_newest_checkpoint_costs_only_what_came_after_the_one_before(tmp_path, data_file, capsys):
+    """By command: it is reported, the one before is used, and the run comes out the same."""
+    run, toml = tmp_path / "run", tmp_path / "small.toml"
+    toml.write_text(config(3, run={"keep": 10}).to_toml())
+    common = ["--config", toml, "--data", data_file, "--run", run]
+    assert command(*common) == 0
+    last = saved_tensors(list_checkpoints(run)[0])
+    file = run / "checkpoints" / "step-00000003" / "optimizers.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+    with open(run / "log.jsonl", "a") as log:
+        log.write('{"event": "upd')  # and the log's last line is torn
+    capsys.readouterr()
+    assert command(*common) == 0
+    printed = capsys.readouterr().out
+    assert "step-00000003: optimizers.safetensors is corrupt" in printed
+    assert "resuming" in printed
+    assert "2 updates, 32 images seen" in printed
+    assert all(torch.equal(t, last[name]) for name, t in saved_tensors(list_checkpoints(run)[0]).items())
+    live = [line["update"] for line in read_log(run) if line["event"] == "update" and not line["superseded"]]
+    assert live == [1, 2, 3]
+    assert audit_run(run).ok
+
+
 def test_saving_by_images_and_minutes(tmp_path, data_file):
     assert save_cadence(RunConfig(), "5000") == RunConfig(save_every=0, save_images=5000, save_minutes=0.0)
     assert save_cadence(RunConfig(), "2.5min") == RunConfig(save_every=0, save_images=0, save_minutes=2.5)
