@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from biggan.config import ModelConfig
+from biggan.config import ConfigError, ModelConfig
 from biggan.models.arch import SEED_SIZE
 from biggan.models.norm import ConditionalNorm
 from biggan.models.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear, full_precision
@@ -41,6 +41,11 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, conv=SpectralConv2d):
         super().__init__()
+        if channels < 8:
+            raise ConfigError(
+                f"self-attention needs at least 8 channels, and there are {channels}; use a larger model.g_ch and "
+                "model.d_ch, or other resolutions for model.g_attention and model.d_attention"
+            )
         self.theta = conv(channels, channels // 8, 1, bias=False)
         self.phi = conv(channels, channels // 8, 1, bias=False)
         self.g = conv(channels, channels // 2, 1, bias=False)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from biggan.config import ModelConfig, load_config
+from biggan.config import ConfigError, ModelConfig, load_config
 from biggan.models import build_discriminator, build_generator
-from biggan.models.arch import discriminator_stages, generator_stages
+from biggan.models.arch import deep_discriminator_stages, discriminator_stages, generator_stages
+from biggan.models.layers import Attention
 from biggan.models.spectral import SpectralUpdate
 
 SIZES = (32, 64, 128, 256, 512)
@@ -65,7 +66,14 @@ def test_stage_tables_are_the_papers(resolution, g_in, g_out, d_in, d_out):
     assert sum(s.resample for s in discriminator) == {32: 2, 512: 7}.get(resolution, len(g_in))
 
 
-@pytest.mark.parametrize("resolution", [32, 64])
+def narrow(family: str, resolution: int, **changes) -> ModelConfig:
+    """As narrow as attention allows, which needs 8 channels: at 8x8 in the generator, at the lowest in the other."""
+    ch = 4 if family == "deep" else 2 if resolution == 32 else 1
+    sizes = {"g_attention": (8,), "d_attention": (8,) if resolution == 32 else (4,)}
+    return small(family, resolution, **({"g_ch": ch, "d_ch": ch} | sizes | changes))
+
+
+@pytest.mark.parametrize("resolution", SIZES)
 @pytest.mark.parametrize("family", ["biggan", "deep"])
 @pytest.mark.parametrize(
     "changes",
@@ -74,24 +82,50 @@ def test_stage_tables_are_the_papers(resolution, g_in, g_out, d_in, d_out):
         {"hierarchical": False},
         {"hierarchical": False, "shared_dim": 0},
         {"classes": 1},
+        {"classes": 1, "hierarchical": False},
         {"norm": "layer"},
         {"norm": "group"},
         {"norm": "instance"},
-        {"init": "normal", "g_spectral": False},
-        {"init": "xavier", "singular_values": 3},
+        {"norm": "none", "g_attention": ()},
+        {"init": "normal", "g_spectral": False, "d_spectral": False},
+        {"init": "xavier", "singular_values": 3, "sn_add_eps": True},
         {"d_wide": False, "g_depth": 3, "d_depth": 1},
+        {"g_depth": 1, "d_depth": 3, "rgb_channels": 4, "d_attention": ()},
     ],
     ids=str,
 )
 def test_every_option_trains(family, resolution, changes):
-    config = small(family, resolution, **changes)
+    config = narrow(family, resolution, **changes)
     generator, discriminator = build_generator(config), build_discriminator(config)
-    labels = torch.tensor([0, config.classes - 1])
-    scores = discriminator(generator(torch.randn(2, config.dim_z), labels), labels)
-    scores.sum().backward()
+    labels = torch.tensor([0, config.classes - 1])[: 2 if resolution < 128 else 1]
+    images = generator(torch.randn(len(labels), config.dim_z), labels)
+    assert images.shape == (len(labels), 3, resolution, resolution)
+    discriminator(images, labels).sum().backward()
     for model in (generator, discriminator):
         missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
         assert not missing
+
+
+@pytest.mark.parametrize("family", ["biggan", "deep"])
+@pytest.mark.parametrize("resolution", SIZES)
+def test_attention_at_any_set_of_resolutions(family, resolution):
+    """Every stage can have it; on the meta device, since attention at 512 px would take a while."""
+    sizes = tuple(2**i for i in range(2, resolution.bit_length()))
+    config = small(family, resolution, g_attention=sizes, d_attention=sizes)
+    with torch.device("meta"):
+        generator, discriminator = build_generator(config), build_discriminator(config)
+        labels = torch.zeros(1, dtype=torch.int64)
+        scores = discriminator(generator(torch.zeros(1, config.dim_z), labels), labels)
+    assert scores.shape == (1,)
+    d_stages = deep_discriminator_stages if family == "deep" else discriminator_stages
+    for model, stages in ((generator, generator_stages), (discriminator, d_stages)):
+        layers = [module for module in model.modules() if isinstance(module, Attention)]
+        assert len(layers) == len(stages(resolution, 8))
+
+
+def test_attention_over_too_few_channels_is_refused():
+    with pytest.raises(ConfigError, match="self-attention needs at least 8 channels, and there are 4"):
+        build_generator(narrow("biggan", 64, g_attention=(32,)))
 
 
 @pytest.mark.parametrize("family", ["biggan", "deep"])
