@@ -48,7 +48,9 @@ def test_three_commands_in_an_empty_directory(tmp_path):
     assert [Image.open(p).size for p in pictures] == [(256, 256)]
 
 
-@pytest.mark.parametrize("name", ["build-dataset", "biggan-train", "biggan-sample", "train.py", "sample.py"])
+@pytest.mark.parametrize(
+    "name", ["build-dataset", "biggan-train", "biggan-sample", "biggan-weights", "train.py", "sample.py"]
+)
 def test_the_commands_are_on_the_path(name):
     path = shutil.which(name, path=str(BIN))
     assert path
