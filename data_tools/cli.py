@@ -88,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, options.debug, code=2)
     except (SourceError, DatasetError, BuildError, BusyError, ExportError) as error:
         return _fail(error, options.debug)
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = "the disk is full: free some space and give the same command again; it goes on from here."

@@ -453,3 +453,93 @@ def test_a_file_is_read_by_plain_h5py(pets: Path, tmp_path: Path, command):
         assert file["sources"].asstr()[3] == "cat/0000.png"
         assert file.attrs["size"] == 16
         np.testing.assert_array_equal(file["images"][:], pixels(tmp_path / "f.h5"))
+
+
+def test_a_full_disk_while_hdf5_writes_is_one_sentence(crowd: Path, tmp_path: Path, command, monkeypatch):
+    """HDF5 notices only when it closes the file, and then raises an error of its own with a page of text."""
+    arguments = [str(crowd), "--size", "16", "--store", "webp", "--workers", "1", "--out", str(tmp_path / "out.h5")]
+
+    def fill_the_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        original = build.write_encoded
+
+        def limited(*args) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            original(*args)
+
+        build.write_encoded = limited
+
+    assert os.WEXITSTATUS(run_and_die(arguments, fill_the_disk)) == 1
+    assert not (tmp_path / "out.h5").exists()
+    code, text, _ = command(*arguments)
+    assert (code, "Going on after 150 of 150 files." in text) == (0, True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
+    code, _, err = command(*arguments, "--overwrite")
+    assert (code, "5.0 kB free: free some and give the same command again" in err) == (1, True)
+
+
+def test_ctrl_c_is_one_line_whenever_it_comes(crowd: Path, tmp_path: Path, command):
+    """The terminal sends it to the workers as well, which may just be starting."""
+    script = "import sys; from data_tools.cli import main; print('started', flush=True); sys.exit(main(sys.argv[1:]))"
+    arguments = [str(crowd), "--size", "256", "--workers", "2", "--no-report", "--out", str(tmp_path / "out.h5")]
+    interrupted = 0
+    for delay in (0.05, 0.2, 0.4, 0.7):
+        command_line = [sys.executable, "-c", script, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command_line, start_new_session=True, text=True, **pipes) as process:
+            process.stdout.readline()
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate()
+        if process.returncode:
+            interrupted += 1
+            assert err.strip() == "build-dataset: interrupted; the same command goes on from here."
+    assert interrupted > 0
+    assert command(*arguments)[0] == 0
+    arguments[-1] = str(tmp_path / "whole.h5")
+    assert command(*arguments)[0] == 0
+    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_an_append_killed_at_random_moments_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path, command):
+    source = write_classes(tmp_path / "src", {"a": 30, "b": 30})
+    out = tmp_path / "out.h5"
+    command(source, "--size", 16, "--out", out)
+    old = out.read_bytes()
+    write_classes(source, {"a/more": 40, "c": 40})
+    shutil.copy(out, tmp_path / "whole.h5")
+    began = time.monotonic()
+    arguments = [str(source), "--append", "--workers", "1", "--out"]
+    assert run_and_die([*arguments, str(tmp_path / "whole.h5")], lambda: None) == 0
+    duration, moments = time.monotonic() - began, random.Random(0)
+    whole = (tmp_path / "whole.h5").read_bytes()
+    for _ in range(10):
+        moment = moments.uniform(0, duration)
+
+        def die(moment=moment) -> None:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, max(moment, 1e-3))
+
+        run_and_die([*arguments, str(out)], die)
+        assert out.read_bytes() in (old, whole)
+    assert command(*arguments, out)[0] == 0
+    assert out.read_bytes() == whole
+
+
+def test_append_finds_the_file_of_its_source(pets: Path, tmp_path: Path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command("pets", "--size", 16)
+    picture(70).save(pets / "cat" / "new.png")
+    code, out, _ = command("pets", "--append")
+    assert (code, "Appending 1 file; 12 paths of this source are in data/pets-16.h5 already." in out) == (0, True)
+    command("pets", "--size", 8)
+    code, _, err = command("pets", "--append")
+    assert (code, "data/pets-16.h5 and data/pets-8.h5 are there" in err) == (2, True)
+
+
+def test_places_where_a_data_file_does_not_belong(pets: Path, tmp_path: Path, command, monkeypatch):
+    monkeypatch.chdir(pets)
+    code, _, err = command(".")
+    assert (code, "would lie inside ." in err, "--out ../pets-256.h5" in err) == (2, True, True)
+    code, _, err = command(pets, "--out", tmp_path)
+    assert (code, f"such as {tmp_path / 'pets.h5'}" in err) == (2, True)

@@ -107,3 +107,9 @@ def test_merges_reach_the_file_and_the_report(pets: Path, tmp_path: Path, comman
     layout = open_dataset(tmp_path / "f.h5")
     assert dict(zip(layout.class_names, layout.class_counts.tolist(), strict=True)) == {"cat": 5, "dog": 7}
     assert (tmp_path / "f.h5.report" / "merges.tsv").read_text().splitlines()[1] == "axolotl\tdog\t3"
+
+
+def test_a_merge_into_a_name_that_is_nearly_that_of_a_class_is_doubted():
+    warnings = select(listing(SAILORS), ClassRules({"Sailor Venus": "Aino Minakko"})).warnings
+    assert warnings == ["--merge: class 'Aino Minakko' is new, made by the merge alone (did you mean 'Aino Minako'?)."]
+    assert select(listing(SAILORS), ClassRules({"Luna": "Cats"})).warnings == []

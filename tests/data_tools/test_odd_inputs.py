@@ -121,7 +121,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "truncated.webp": (webp[: len(webp) // 2], "damaged"),
         "truncated.gif": (encoded(RGB, "GIF")[:900], "damaged"),
         "header-only.jpg": (jpeg[:10], "damaged"),
-        "rubbish-after-header.jpg": (jpeg[:4] + b"?" * 99, "damaged: its header cannot be read"),
+        "rubbish-after-header.jpg": (b"\xff\xd8\xff\xe0" + b"\0" * 400, "damaged: its header cannot be read"),
         "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99, "HEIC, which Pillow does not read"),
         "flipped-byte.png": (bytes(flipped), "damaged"),
         "zero-bytes.png": (b"", "empty file"),

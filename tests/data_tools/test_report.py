@@ -157,9 +157,25 @@ def test_export_and_build_again_give_the_same_file(store: str, pets: Path, tmp_p
     assert (code, "is not an empty folder" in err) == (1, True)
 
 
+def test_an_export_is_whole_or_not_there(pets: Path, tmp_path: Path, command):
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    layout = open_dataset(tmp_path / "f.h5")
+    with open(tmp_path / "f.h5", "r+b") as file:
+        file.seek(layout.image_offset + 5 * 16 * 16 * 3)
+        file.write(b"\0\1\2\3")
+    (tmp_path / "back").mkdir()
+    code, _, err = command("--export", tmp_path / "f.h5", tmp_path / "back")
+    assert (code, "image 5 (cat/0002.png) is not what was written" in err) == (1, True)
+    assert list((tmp_path / "back").iterdir()) == []
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5", "--overwrite")
+    assert command("--export", tmp_path / "f.h5", tmp_path / "back")[0] == 0
+    assert len(list((tmp_path / "back").rglob("*.png"))) == 12
+    assert not (tmp_path / "back.partial").exists()
+
+
 def test_folder_names_are_unique_and_allowed():
-    names = folder_names(["a/b", "a_b", "..", "", ".hidden", "é" * 300])
-    assert len(set(names)) == 6
+    names = folder_names(["a/b", "a_b", "A_B", "..", "", ".hidden", "é" * 300])
+    assert len({name.casefold() for name in names}) == 7
     assert not any("/" in name or name.startswith(".") or len(name.encode()) > 250 for name in names)
 
 
@@ -214,3 +230,13 @@ def test_the_background_fills_what_is_padded(tmp_path: Path, command):
     stored = open_dataset(tmp_path / "f.h5").open_images()[0]
     assert stored[0].tolist() == [[0, 0, 128]] * 8
     assert stored[4].tolist() == [[255, 0, 0]] * 8
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path: Path, command):
+    write_classes(tmp_path / "src", {"red\x1b[31m": 1, "two\nlines": 1})
+    (tmp_path / "src" / "bell\x07.txt").write_text("?")
+    _, out, _ = command(tmp_path / "src", "--size", 8, "--out", tmp_path / "f.h5")
+    assert r"red\x1b[31m" in out
+    assert r"two\nlines" in out
+    assert r"bell\x07.txt" in out
+    assert not {"\x1b", "\x07"} & set(out)

@@ -45,7 +45,16 @@ def test_a_folder_one_level_too_high_is_refused_with_the_right_one(folders, inst
 
 def test_one_class_with_images_of_its_own_and_folders_is_fine(tmp_path: Path):
     write_classes(tmp_path / "src", {"cat": 2, "cat/kittens": 2})
-    assert scan(tmp_path / "src").class_names == ["cat"]
+    listing = scan(tmp_path / "src")
+    assert listing.class_names == ["cat"]
+    assert listing.warnings == []
+
+
+def test_a_stray_image_beside_the_classes_of_a_training_folder_is_a_warning(tmp_path: Path, command):
+    write_classes(tmp_path / "src", {"train": 1, "train/cat": 2, "train/dog": 2})
+    _, _, err = command(tmp_path / "src", "--dry-run")
+    assert "gives one class, 'train', whose folder holds folders ('cat', 'dog')" in err
+    assert f"if these are the classes, pass {tmp_path / 'src' / 'train'} instead" in err
 
 
 def test_wrong_folders_are_named(tmp_path: Path):
@@ -70,12 +79,17 @@ def test_links_are_followed_once_and_real_folders_come_first(tmp_path: Path):
     (source / "owl").symlink_to(outside / "owl", target_is_directory=True)
     (source / "zebra" / "again").symlink_to(source, target_is_directory=True)
     (source / "cat" / "linked.png").symlink_to(outside / "owl" / "0000.png")
+    (source / "cat" / "linked-again.png").symlink_to(outside / "owl" / "0000.png")
+    (source / "cat" / "myself.png").symlink_to("0000.png")
+    (source / "zebra" / "cat.png").symlink_to("../cat/0000.png")
     listing = scan(source)
-    assert listing.class_counts == {"zebra": 2, "cat": 2, "owl": 2}
+    assert listing.class_counts == {"zebra": 3, "cat": 2, "owl": 2}
     reasons = {problem.path: problem.reason for problem in listing.problems}
     assert reasons == {
         "alias": "the same folder as zebra, read once",
         "zebra/again": "the same folder as ., read once",
+        "cat/linked.png": "the same file as cat/linked-again.png, read once",
+        "cat/myself.png": "the same file as cat/0000.png, read once",
     }
 
 
@@ -90,9 +104,10 @@ def test_clutter_is_passed_over(pets: Path):
     for name in (".DS_Store", "cat/._0000.png", "cat/Thumbs.db", "__MACOSX/cat/._x.png"):
         (pets / name).parent.mkdir(parents=True, exist_ok=True)
         (pets / name).write_bytes(b"clutter")
+    (pets / ".hack").mkdir()
     listing = scan(pets)
     assert len(listing.files) == 12
-    assert listing.problems == []
+    assert [tuple(problem) for problem in listing.problems] == [(".hack", "hidden folder: rename it if it is a class")]
 
 
 def zip_of(folder: Path, target: Path, prefix: str = "", method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -198,7 +213,9 @@ def test_lists_name_paths_and_classes(kind: str, pets: Path):
         ("x.csv", "cat/0000.png\n", "line 1: expected path,class"),
         ("x.csv", "cat/0000.png,a\ncat/0000.png,b\n", "line 2: .* is of class 'b' here and 'a' before"),
         ("x.csv", "nowhere.png,a\n", "names no file that exists"),
+        ("x.csv", 'cat/0000.png,"a\ncat/0001.png,b\n', "characters that no name can hold"),
         ("x.jsonl", '{"path": 3}\n', "line 1: expected"),
+        ("x.jsonl", '"path class"\n', "line 1: expected"),
         ("x.jsonl", '{"path": "a\\u0000", "class": "b"}\n', "line 1: .*characters that no name can hold"),
         ("x.jsonl", '{"path": "a", "class": "\\ud800"}\n', "line 1: .*characters that no name can hold"),
     ],
@@ -217,8 +234,8 @@ def test_a_list_tells_which_files_are_missing(pets: Path):
     ]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_label_files_keep_their_numbers_in_order(packed: bool, tmp_path: Path, command):
+@pytest.mark.parametrize("packed", ["folder", "zip", "zip with a top folder", "tar"])
+def test_label_files_keep_their_numbers_in_order(packed: str, tmp_path: Path, command):
     folder = tmp_path / "set"
     (folder / "00000").mkdir(parents=True)
     labels = [[f"00000/img{index:08d}.png", 11 - index] for index in range(12)]
@@ -226,10 +243,15 @@ def test_label_files_keep_their_numbers_in_order(packed: bool, tmp_path: Path, c
         picture(seed, 8, 8).save(folder / name)
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     source = folder
-    if packed:
-        source = zip_of(folder, tmp_path / "set.zip")
+    if packed.startswith("zip"):
+        top = "set/" if "top" in packed else ""
+        source = zip_of(folder, tmp_path / "set.zip", top)
         with zipfile.ZipFile(source, "a") as archive:
-            archive.write(folder / "dataset.json", "dataset.json")
+            archive.write(folder / "dataset.json", top + "dataset.json")
+    elif packed == "tar":
+        source = tmp_path / "set.tar"
+        with tarfile.open(source, "w") as archive:
+            archive.add(folder, "set")
     assert command(source, "--size", 8, "--out", tmp_path / "f.h5")[0] == 0
     layout = open_dataset(tmp_path / "f.h5")
     assert layout.class_names == [f"{number:02d}" for number in range(12)]
@@ -250,3 +272,43 @@ def test_a_folder_that_cannot_be_read_is_listed(pets: Path):
         pytest.skip("root may read everything")
     (pets / "dog").chmod(0)
     assert any("permission denied" in problem.reason for problem in scan(pets).problems)
+
+
+def test_columns_of_a_list_are_found_by_their_header(pets: Path):
+    (pets / "x.csv").write_text('id,label,image\n7,"b, or\u2028c",cat/0000.png\n8,a,cat/0001.png\n', encoding="utf-8")
+    with pytest.raises(SourceError, match=r"line 2: .*characters that no name can hold"):
+        open_source(pets / "x.csv")
+    (pets / "x.csv").write_text('id,label,image\n7,"b, or c",cat/0000.png\n8,a,cat/0001.png\n')
+    assert open_source(pets / "x.csv").listing.entries == [("cat/0001.png", 0), ("cat/0000.png", 1)]
+    (pets / "x.jsonl").write_text('{"file_name": "cat/0000.png", "label": 3}')
+    assert open_source(pets / "x.jsonl").listing.class_names == ["3"]
+
+
+def test_lists_and_boxes_may_spell_accents_otherwise_than_the_file_system(tmp_path: Path, command):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    write_classes(tmp_path, {apart: 2})
+    (tmp_path / "x.csv").write_text(f"{composed}/0000.png,{composed}\n{apart}/0001.png,{composed}\n", encoding="utf-8")
+    (tmp_path / "boxes.csv").write_text(f"{composed}/0000.png,0,0,9,9\n", encoding="utf-8")
+    arguments = ("--boxes", tmp_path / "boxes.csv", "--dry-run")
+    _, out, err = command(tmp_path / "x.csv", *arguments, "--exclude", apart)
+    assert "no class is left" in err
+    _, out, err = command(tmp_path / "x.csv", *arguments)
+    assert "2 files in 1 class" in out
+    assert "1 of 2 files have no box" in err
+    assert "not in use" not in err
+
+
+def test_a_zip_with_separators_of_windows(tmp_path: Path, pets: Path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path in pets.rglob("*.png"):
+            info = zipfile.ZipInfo("x")
+            info.filename = f"{path.parent.name}\\{path.name}"
+            archive.writestr(info, path.read_bytes())
+    assert open_source(tmp_path / "x.zip").listing.class_counts == {"axolotl": 3, "cat": 5, "dog": 4}
+
+
+def test_classes_named_by_numbers_come_with_a_warning(tmp_path: Path, command):
+    write_classes(tmp_path / "src", dict.fromkeys(("0", "1", "2", "10"), 1))
+    assert "'10' comes before '2'" in command(tmp_path / "src", "--dry-run")[2]
+    write_classes(tmp_path / "padded", dict.fromkeys(("00", "01", "02", "10"), 1))
+    assert command(tmp_path / "padded", "--dry-run")[2] == ""
