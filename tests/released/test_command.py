@@ -48,6 +48,7 @@ def test_the_catalogue(capsys):
 
 
 def test_import_show_verify_sample(here, capsys):
+    (here / "weights" / ".biggan32_ch8.writing" / "left").mkdir(parents=True)  # by one that was killed
     run(main, "import", FIXTURES / "biggan32_ch8")
     assert "weights/biggan32_ch8: biggan 32 px, 6 classes" in capsys.readouterr().out
     run(main, "show", "weights/biggan32_ch8")
