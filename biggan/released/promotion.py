@@ -1,9 +1,9 @@
 """Promotion: the weights of a model for one resolution as the beginning of a model for more pixels.
 
-Blocks keep their roles: the generator's are counted from its 4x4 seed, the discriminator's from its coarsest map; what
-touches the image stays beside it. The blocks that there are more of come between, and let their input through: the
-shortcut is the identity, and what is added to it is zero. Where the larger model has wider maps, the old channels are
-some of them; new channels read everything, a tenth as strongly, and nothing old reads them yet.
+The generator's blocks keep their resolutions, counted from the 4x4 seed, and new ones come between them and the layer
+that makes the image. Where the larger model has wider maps, the old channels come first in them; new channels read
+everything, a tenth as strongly, and nothing old reads them yet. The discriminator's stages keep their widths, new ones
+come where widths repeat. New blocks let their input through: the shortcut is the identity, what is added to it zero.
 
 Under spectral normalisation a convolution cannot be zero: W / sigma(W) always has the norm 1. So the last convolution
 of a new block begins with a single weight, on a channel that is always zero; its other weights begin at zero and learn.
@@ -12,7 +12,7 @@ of a new block begins with a single weight, on a channel that is always zero; it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +148,7 @@ def promote_generator(tensors: Tensors, theirs: ModelConfig, ours: ModelConfig) 
             notes[name] = ("initialised", "lets its input through")
     count = tensors["output_conv.weight"].shape[1]
     for i in range(_blocks(tensors), _blocks(result)):
-        let_through(result, f"blocks.{i}.0", range(count), theirs.family)
+        let_through(result, f"blocks.{i}.0", count, theirs.family)
     return Promoted(result, notes, [])
 
 
@@ -173,98 +173,47 @@ def _note(notes: Notes, name: str, old: Tensor, new: Tensor) -> None:
 
 @torch.no_grad()
 def promote_discriminator(tensors: Tensors, theirs: ModelConfig, ours: ModelConfig) -> Promoted:
-    """The layer that reads the image, new blocks, and the old ones at the old resolutions.
+    """Old stages where the widths are the same, new ones in between, which halve the map and let it through.
 
-    Nothing (a fresh start) where the old maps do not fit, as from 32 px. BigGAN-deep's shortcuts lose some channels.
+    Attention stays at its resolution, where it finds other maps; unless they are as wide it begins anew, as the
+    identity. Nothing is carried over (a fresh start) from 32 px, whose widths are others.
     """
-    old, new = _stages(theirs), _stages(ours)
-    more = len(new) - len(old)
-    reads_image = int(theirs.family == "biggan")  # the first block; in BigGAN-deep it is a convolution before it
-    kept = range(reads_image, len(old))
-    fits = all(old[i].out_channels <= new[i + more].out_channels for i in kept) and theirs.d_ch <= ours.d_ch
-    if theirs.resolution == 32 or not fits:
+    result, notes, used = _fresh(build_discriminator, ours), {}, set()
+    pairs = _pair(_stages(theirs), _stages(ours))
+    if pairs is None:
         return Promoted({}, {}, list(tensors))
-    move = Move(tensors, _fresh(build_discriminator, ours))
-    if reads_image:
-        move.block("blocks.0.0", "blocks.0.0", range(3))
-    else:
-        move.layer("input_conv", "input_conv")
-    places = list(range(old[0].out_channels if reads_image else old[0].in_channels))
-    for j in range(reads_image, reads_image + more):
-        for block in move.blocks(j):
-            let_through(move.result, block, places, theirs.family)
-    for i in range(len(old)):
-        if i in kept:
-            for depth, block in enumerate(move.blocks(i + more)):
-                places = move.block(f"blocks.{i}.{depth}", block, places)
-        if old[i].attention:
-            move.attention(f"blocks.{i}", f"blocks.{i + more}", places)
-    move.layer("linear", "linear", columns=places)
-    move.layer("embed", "embed", columns=places)
-    return Promoted(move.result, move.notes, move.unused)
-
-
-class Move:
-    """The tensors of a discriminator on their way into a wider one. `places` are those of old channels in a map."""
-
-    def __init__(self, tensors: Tensors, result: Tensors):
-        self.tensors, self.result = tensors, result
-        self.unused = list(tensors)
-        self.notes: Notes = dict.fromkeys(result, ("initialised", "lets its input through"))
-
-    def blocks(self, stage: int) -> list[str]:
-        """The names of a stage's blocks."""
-        names = {name.removesuffix(".conv1.weight") for name in self.result if name.endswith(".conv1.weight")}
-        return sorted(name for name in names if name.startswith(f"blocks.{stage}."))
-
-    def layer(
-        self, old: str, new: str, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None
-    ) -> None:
-        """One layer, if both models have it."""
-        for kind, places in (("weight", (rows, columns)), ("bias", (rows, None)), ("u", (None, rows))):
-            source, target = f"{old}.{kind}", f"{new}.{kind}"
-            if source in self.tensors and target in self.result:
-                same = self.tensors[source].shape == self.result[target].shape
-                self.result[target] = widened(target, self.tensors[source], self.result[target], *places)
-                self.notes[target] = ("loaded", "") if same else ("adapted", "beside new channels")
-                self.unused.remove(source)
-
-    def block(self, old: str, new: str, places: Sequence[int]) -> list[int]:
-        """A block; returns the places of its output's channels."""
-        deep = f"{old}.conv4.weight" in self.tensors
-        count = len(self.tensors[f"{old}.{'conv4' if deep else 'conv2'}.weight"])
-        outputs = self._extended(places, count, new) if deep else list(range(count))
-        self.layer(f"{old}.conv1", f"{new}.conv1", columns=places)
-        if deep:
-            self.layer(f"{old}.conv2", f"{new}.conv2")
-            self.layer(f"{old}.conv3", f"{new}.conv3")
-            self.layer(f"{old}.conv4", f"{new}.conv4", rows=outputs)
+    for j, (new, old) in enumerate(pairs):
+        for name in [name for name in result if name.startswith(f"blocks.{j}.") and name.endswith(".conv1.weight")]:
+            if old is None:
+                let_through(result, name.removesuffix(".conv1.weight"), new.in_channels, theirs.family)
+    for name, own in result.items():
+        their_name = _name_in_source(name, pairs)
+        if their_name in tensors and tensors[their_name].shape == own.shape:
+            result[name] = tensors[their_name].clone()
+            used.add(their_name)
         else:
-            self.layer(f"{old}.conv2", f"{new}.conv2", rows=outputs)
-        self.layer(f"{old}.conv_sc", f"{new}.conv_sc", columns=places)
-        return outputs
-
-    def _extended(self, places: Sequence[int], count: int, new: str) -> list[int]:
-        """Where `count` output channels are: the input's, and those that BigGAN-deep's shortcut adds behind them all.
-        If it adds none here, the old ones take the places of new channels."""
-        width = self.result[f"{new}.conv1.weight"].shape[1]
-        total = len(self.result[f"{new}.conv4.weight"])
-        free = range(width, total) if total > width else [i for i in range(total) if i not in set(places)]
-        return [*places, *free][:count]
-
-    def attention(self, old: str, new: str, places: Sequence[int]) -> None:
-        """The attention behind a stage."""
-        old, new = _attention(self.tensors, old), _attention(self.result, new)
-        for name in ("theta", "phi", "g"):
-            self.layer(f"{old}.{name}", f"{new}.{name}", columns=places)
-        self.layer(f"{old}.o", f"{new}.o", rows=places)
-        self.result[f"{new}.gamma"] = self.tensors[f"{old}.gamma"].clone()
-        self.notes[f"{new}.gamma"] = ("loaded", "")
-        self.unused.remove(f"{old}.gamma")
+            notes[name] = ("initialised", "lets its input through")
+    return Promoted(result, notes, [name for name in tensors if name not in used])
 
 
-def _attention(tensors: Tensors, stage: str) -> str:
-    return next(name.removesuffix(".gamma") for name in tensors if name.startswith(f"{stage}.") and "gamma" in name)
+def _pair(old: list[Stage], new: list[Stage]) -> list[tuple[Stage, int | None]] | None:
+    """Each new stage with the number of the old one that has its widths, if all old ones find a place."""
+    pairs: list[tuple[Stage, int | None]] = []
+    i = 0
+    for stage in new:
+        same = i < len(old) and (old[i].in_channels, old[i].out_channels) == (stage.in_channels, stage.out_channels)
+        pairs.append((stage, i if same else None))
+        i += same
+    return pairs if i == len(old) else None
+
+
+def _name_in_source(name: str, pairs: list[tuple[Stage, int | None]]) -> str | None:
+    """What a tensor of the larger model is called in the source, if it plays a part there."""
+    first, *rest = name.split(".")
+    if first != "blocks":
+        return name
+    _, old = pairs[int(rest[0])]
+    return None if old is None else ".".join([first, str(old), *rest[1:]])
 
 
 def _stages(config: ModelConfig) -> list[Stage]:
@@ -275,63 +224,49 @@ def _stages(config: ModelConfig) -> list[Stage]:
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
-def widened(
-    name: str, old: Tensor, fresh: Tensor, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None
-) -> Tensor:
-    """`old` inside a tensor of the shape of `fresh`, so that what it computed is computed as before.
-
-    `rows` and `columns` are the places of the old output and input channels, by default the first ones.
-    """
-    if not old.ndim:
+def widened(name: str, old: Tensor, fresh: Tensor) -> Tensor:
+    """`old` in the first places of a tensor of the shape of `fresh`, so that what it computed is computed as before."""
+    if old.shape == fresh.shape:
         return old.clone()
-    rows = torch.as_tensor(range(len(old)) if rows is None else rows)
-    if old.ndim < 2:
-        result = fresh.clone()
-        result[rows] = old
-        return result
-    columns = torch.as_tensor(range(old.shape[1]) if columns is None else columns)
+    result = fresh.clone()
     if name.endswith(".u"):
-        result = torch.zeros_like(fresh)
-        result[: len(old), columns] = old
-        return result
-    result = torch.zeros_like(fresh)
-    if not name.removesuffix(".weight").endswith((".gain", ".bias")):  # new channels are normalised, and no more
-        result += fresh * NEW_CHANNELS * old.square().mean().sqrt() / fresh.square().mean().sqrt()
-    result[rows] = 0
-    result[rows[:, None], columns] = old
+        result.zero_()
+    elif old.ndim >= 2:
+        # New channels are written to weakly; where they are normalised, they only are.
+        norm = name.removesuffix(".weight").endswith((".gain", ".bias"))
+        result *= 0 if norm else NEW_CHANNELS * old.square().mean().sqrt() / fresh.square().mean().sqrt()
+        result[: len(old)] = 0  # nothing old reads them
+    result[tuple(slice(size) for size in old.shape)] = old
     return result
 
 
-def let_through(tensors: Tensors, block: str, channels: Sequence[int], family: str) -> None:
-    """Let a new block hand on `channels` of its input unchanged."""
-    channels = torch.as_tensor(channels)
+def let_through(tensors: Tensors, block: str, count: int, family: str) -> None:
+    """Let a new block hand on the first `count` channels of its input unchanged."""
     before, norm, last = LAYERS[family]
     if family == "biggan" and f"{block}.conv_sc.weight" in tensors:
         shortcut = tensors[f"{block}.conv_sc.weight"]
         shortcut *= NEW_CHANNELS
-        shortcut[channels] = 0
-        shortcut[channels, channels] = 1
-        _point(tensors, f"{block}.conv_sc.u", channels)
+        shortcut[:count] = 0
+        shortcut[:count, :count, 0, 0] = torch.eye(count)
+        _point(tensors, f"{block}.conv_sc.u", count)
     weight = tensors[f"{block}.{last}.weight"]
-    weight[channels] = 0
+    weight[:count] = 0
     if f"{block}.{last}.u" not in tensors:
         return
     if weight.shape[1] < 2:  # the channel that is always zero must not be the only one
-        raise ConfigError(
-            f"{block} has a single channel inside, which is too narrow to be new; set a larger model.g_ch"
-        )
+        raise ConfigError(f"{block} has a single channel inside, too narrow for a new block; set a larger model.g_ch")
     middle = weight.shape[-1] // 2
-    weight[channels[0], 0, middle, middle] = 1
+    weight[0, 0, middle, middle] = 1
     tensors[f"{block}.{before}.weight"][0] = 0
     if f"{block}.{norm}.bias.u" in tensors:
         tensors[f"{block}.{norm}.bias.weight"][0] = 0
     elif f"{block}.{norm}.bias.weight" in tensors:  # a table with a row for each class
         tensors[f"{block}.{norm}.bias.weight"][:, 0] = 0
-    _point(tensors, f"{block}.{last}.u", channels[:1])
+    _point(tensors, f"{block}.{last}.u", 1)
 
 
-def _point(tensors: Tensors, name: str, channels: Tensor) -> None:
-    """Let the first of the spectral vectors `name` point along some outputs."""
+def _point(tensors: Tensors, name: str, count: int) -> None:
+    """Let the first of the spectral vectors `name` point along the first `count` outputs."""
     if name in tensors:
         tensors[name][0] = 0
-        tensors[name][0, channels] = len(channels) ** -0.5
+        tensors[name][0, :count] = count**-0.5

@@ -92,7 +92,7 @@ def starting_model(explicit: dict[str, Any], source: Released, resolution: int |
     kept = list(G_KEPT) + (list(D_KEPT) if has_discriminator else [])
     if size != theirs.resolution:
         promotion.check_settings(theirs, ours, source.source)
-        kept = [name for name in kept if name not in ("g_ch", "d_ch", "dim_z")]
+        kept = [name for name in kept if name not in ("g_ch", "dim_z")]
     if theirs.classes <= 1:
         kept.remove("shared_dim")
     for name in kept:

@@ -107,7 +107,7 @@ def test_old_features_pass_through_new_blocks_exactly(family):
     assert difference.norm() < 0.05 * seen["old"].norm()
 
 
-@pytest.mark.parametrize(("size", "family"), [(256, "biggan"), (512, "biggan"), (256, "deep")])
+@pytest.mark.parametrize(("size", "family"), [(256, "biggan"), (512, "biggan"), (256, "deep"), (512, "deep")])
 def test_the_discriminator_goes_on_from_what_it_knew(size, family):
     old, new = promoted_model("discriminator", config(family, 128), size)
     x = F.interpolate(torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1, size=128)
@@ -115,8 +115,7 @@ def test_the_discriminator_goes_on_from_what_it_knew(size, family):
     with torch.no_grad():
         before = old.eval()(x, y)
         after = new.eval()(F.interpolate(x, scale_factor=size // 128), y)
-    # A shortcut of BigGAN-deep that adds channels has no place in the larger model.
-    assert similarity(before, after) > (0.99 if family == "biggan" else 0.5)
+    assert similarity(before, after) > 0.95
 
 
 def test_new_blocks_learn():
