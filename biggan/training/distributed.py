@@ -29,7 +29,7 @@ def make_accelerator() -> Accelerator:
     if accelerator.num_processes != launched:
         raise RuntimeError(
             f"{launched} processes were launched, but they do not see each other ({accelerator.distributed_type}); "
-            "start them with: torchrun --nproc_per_node N -- train.py ..."
+            "start them with: torchrun --nproc_per_node N -m -- biggan.cli.train ..."
         )
     return accelerator
 
