@@ -46,6 +46,18 @@ def test_many_threads_may_read_at_once(make_file, store):
             assert np.array_equal(found, images[rows])
 
 
+def test_images_that_are_not_in_memory_are_asked_for_in_the_order_of_the_disk(make_file, monkeypatch):
+    path, images = make_file("a-16.h5", [0] * 9, ["x"])
+    data = open_data(path)
+    asked = []
+    monkeypatch.setattr("biggan.data.dataset._NOWAIT", 0)  # a system that cannot tell
+    monkeypatch.setattr("os.posix_fadvise", lambda file, start, length, advice: asked.append(start))
+    rows = np.array([7, 2, 5, 2])
+    assert np.array_equal(data.read(rows), images[rows])
+    assert asked == sorted(asked)
+    assert len(asked) == len(rows)
+
+
 def test_another_size_is_refused_with_the_command_that_makes_it(raw):
     with pytest.raises(DatasetError, match=r"of 16 px, but 64 px are needed.*build-dataset pictures --size 64"):
         open_data(raw[0], 64)

@@ -94,15 +94,6 @@ def test_a_vanished_file_is_reported_through_the_prefetching_thread(loader):
                 pass
 
 
-def test_a_file_cut_short_between_the_check_and_the_copy_is_an_error_and_not_a_bus_error(loader, monkeypatch):
-    loader, _ = loader
-    monkeypatch.setattr(loader.data._watch, "check", lambda: None)
-    with open(loader.data.path, "r+b") as file:
-        file.truncate(loader.data._offset + 10 * 16 * 16 * 3 + 100)
-    with pytest.raises(DatasetError, match="in the middle of its images: it was cut short"):
-        loader.fetch(0, 50)
-
-
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 3 * 4096), st.integers(0, 9000))
 def test_flips_made_in_stretches_are_those_of_the_positions(shared_loader, start, count):
