@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="batch-norm statistics: measured for T (or those that came with the weights), or the training's",
     )
     add("--standing-images", type=int, metavar="N", help="images to take standing statistics over")
+    add("--grey", action="store_true", help="a grey picture: the brightness of the colours (ITU-R 601)")
     add("--no-ema", action="store_true", help="the generator itself instead of its moving average")
     add("--micro-batch", type=int, metavar="N", help="images per pass; default: by resolution")
     add("--device", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
@@ -83,6 +84,8 @@ def sample(args: argparse.Namespace) -> int:
         micro_batch=args.micro_batch,
     )
     picture = arrange(images, [generator.class_names[i] for i in ids], columns, per_class)
+    if args.grey:
+        picture = picture.convert("L")
     save_png(picture, out, settings(args, generator, ids, per_class))
     names = ", ".join(f"{i} ({generator.class_names[i]})" for i in ids[:5]) + (" ..." if len(ids) > 5 else "")
     print(f"{out}: {len(images)} images of class {names}, from {generator.source}")
@@ -180,6 +183,7 @@ def settings(args: argparse.Namespace, generator, ids: list[int], per_class: int
         "statistics": args.statistics,
         "standing_images": args.standing_images,
         "ema": not args.no_ema,
+        "grey": args.grey,
     }
 
 

@@ -105,15 +105,21 @@ def generate(
     (`standing.estimate` measures them anew); weights that hold none get them measured now. `micro_batch` bounds the
     images made in one pass. Raises ValueError for a class that the generator does not have.
     """
+    classes = checked_classes(generator, classes)
+    mode = mode or published_mode(generator)
+    z = class_latents(generator, classes, seed=seed, truncation=truncation, mode=mode)
+    with statistics_at(generator, truncation, mode):
+        return images_from_latents(generator, z, np.array(classes, np.int64), micro_batch=micro_batch)
+
+
+def checked_classes(generator: nn.Module, classes: Sequence[int]) -> list[int]:
+    """The class ids as a list. Raises ValueError for one that the generator does not have."""
     classes = [int(c) for c in classes]
     count = max(generator.classes, 1)
     for c in classes:
         if not 0 <= c < count:
             raise ValueError(f"class {c} does not exist: this generator has {count} classes, 0 to {count - 1}")
-    mode = mode or published_mode(generator)
-    z = class_latents(generator, classes, seed=seed, truncation=truncation, mode=mode)
-    with statistics_at(generator, truncation, mode):
-        return images_from_latents(generator, z, np.array(classes, np.int64), micro_batch=micro_batch)
+    return classes
 
 
 @torch.no_grad()

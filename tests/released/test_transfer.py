@@ -105,8 +105,7 @@ def test_from_a_model_without_classes_every_class_makes_its_pictures(tmp_path, v
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("names", [["dog", "yak"], ["only"]])
-@pytest.mark.parametrize("how", ["name", "fresh"])
+@pytest.mark.parametrize(("names", "how"), [(["dog", "yak"], "name"), (["only"], "name"), (["dog", "yak"], "fresh")])
 def test_every_tensor_of_both_sides_is_reported(tmp_path, variant, names, how):
     config = dataclasses.replace(SMALL, **VARIANTS[variant])
     source = write_weights(tmp_path / "w", config, THEIRS)
