@@ -20,7 +20,7 @@ import numpy as np
 
 from data_tools.folders import ImageFile, Problem
 from data_tools.journal import Ledger, Workspace
-from data_tools.processing import Box, ImageSettings, Outcome, process_all
+from data_tools.processing import Box, ImageSettings, Outcome, process_all, scratch_bytes
 from data_tools.schema import (
     DIGEST_BYTES,
     SCHEMA_VERSION,
@@ -91,8 +91,6 @@ class Build:
         try:
             self._prepare()
         except BaseException:
-            if not self.workspace.journal.exists():
-                self.workspace.remove()
             self.workspace.__exit__()
             raise
         return self
@@ -119,7 +117,6 @@ class Build:
             self.workspace.begin(identity)
         self.workspace.resume(self._offset)
         self.resumed = self.workspace.ledger.done
-        self._check_raw_space(0)
 
     def _check_raw_space(self, beside: int) -> None:
         """The size of a raw file is known in advance, so that a full disk need not be met halfway."""
@@ -139,6 +136,8 @@ class Build:
     def process(self, workers: int = 1, progress: Callable[[Outcome], None] = lambda outcome: None) -> None:
         """Decode, crop, resize and store all files that have not been dealt with yet, in order."""
         plan, ledger = self.plan, self.workspace.ledger
+        if workers > 1 and ledger.done < len(plan.files):
+            self._check_raw_space(scratch_bytes(plan.settings, workers))
         jobs = ((file, plan.boxes.get(file.path)) for file in plan.files[ledger.done :])
         outcomes = process_all(jobs, plan.settings, plan.reader, workers, self.workspace.folder / "scratch")
         if plan.dedupe:

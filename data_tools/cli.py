@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = "the disk is full: free some space and give the same command again; it goes on from here."
+            message = "the disk is full: free some space and give the same command again."
             return _fail(BuildError(message), options.debug)
         name = f"{error.filename}: " if error.filename else ""
         return _fail(BuildError(f"{name}{(error.strerror or str(error)).lower()}."), options.debug)

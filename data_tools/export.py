@@ -4,6 +4,7 @@ import os
 import shutil
 import unicodedata
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,9 +48,19 @@ def export_folders(layout: Layout, target: Path, workers: int = 1) -> int:
         else:
             path.write_bytes(data)
 
+    try:
+        _write_all(write, layout.header.images, workers)
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return layout.header.images
+
+
+def _write_all(write: Callable[[int], None], rows: int, workers: int) -> None:
     waiting: deque[Future] = deque()
-    with Progress("exporting", layout.header.images) as progress, ThreadPoolExecutor(workers) as pool:
-        for row in range(layout.header.images):
+    with Progress("exporting", rows) as progress, ThreadPoolExecutor(workers) as pool:
+        for row in range(rows):
             waiting.append(pool.submit(write, row))
             if len(waiting) > 4 * workers:
                 waiting.popleft().result()
@@ -57,8 +68,6 @@ def export_folders(layout: Layout, target: Path, workers: int = 1) -> int:
         for future in waiting:
             future.result()
             progress.advance()
-    os.replace(partial, target)
-    return layout.header.images
 
 
 def folder_names(class_names: list[str]) -> list[str]:

@@ -84,6 +84,8 @@ class Workspace:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.folder.exists() and not (self.journal.exists() and self.journal.stat().st_size):
+            self.remove()  # there is no work in it
         self._lock.close()
 
     def matches(self, plan: dict) -> bool:

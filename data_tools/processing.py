@@ -27,7 +27,7 @@ from data_tools.sources import Reader
 
 Box = tuple[int, int, int, int]
 Job = tuple[ImageFile, Box | None]
-CHUNK_BYTES = 2 * 2**20  # of results that travel together
+CHUNK_BYTES = 2**20  # of results that travel together
 SERIAL_BELOW = 64  # jobs; starting processes takes longer than so few images
 
 
@@ -98,9 +98,9 @@ def process_all(
         for job in jobs:
             yield process(job, settings, reader)
         return
-    chunk = max(1, min(32, CHUNK_BYTES // settings.row_bytes))
+    chunk, slots = _chunk_and_slots(settings, workers)
     chunks = _chunks(first, jobs, chunk)
-    exchange = Exchange(scratch, 2 * workers + 2, chunk * settings.row_bytes)
+    exchange = Exchange(scratch, slots, chunk * settings.row_bytes)
     pool = _Pool(settings, reader, exchange, workers)
     waiting: deque[tuple[list[Job], int, Future]] = deque()
     try:
@@ -120,6 +120,16 @@ def process_all(
     finally:
         pool.close()
         exchange.remove()
+
+
+def scratch_bytes(settings: ImageSettings, workers: int) -> int:
+    """The most that `process_all` writes to its scratch file."""
+    chunk, slots = _chunk_and_slots(settings, workers)
+    return chunk * slots * settings.row_bytes
+
+
+def _chunk_and_slots(settings: ImageSettings, workers: int) -> tuple[int, int]:
+    return max(1, min(32, CHUNK_BYTES // settings.row_bytes)), 3 * workers + 2
 
 
 def _chunks(first: list[Job], rest: Iterator[Job], size: int) -> Iterator[list[Job]]:

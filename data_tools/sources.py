@@ -54,7 +54,8 @@ def open_source(path: str | os.PathLike) -> Source:
         path = path.parent
     name = path.resolve().name
     if path.is_dir():
-        labels = read_label_file((path / LABEL_FILE).read_bytes()) if (path / LABEL_FILE).is_file() else None
+        label_file = path / LABEL_FILE
+        labels = read_label_file(label_file.read_bytes()) if os.path.isfile(label_file) else None
         listing = scan(path) if labels is None else _listed(labels, path, LABEL_FILE)
         return Source(path, name, listing, FolderReader())
     name = name.removesuffix(path.suffix)
