@@ -27,6 +27,8 @@ def random_model(config: ModelConfig, holds: str = "generator", seed: int = 0) -
             parameter.normal_(1.0 if name.endswith("norm.gain") else 0.0, 0.2)
         elif name.endswith("gamma"):
             parameter.fill_(0.7)
+        else:  # so that singular values differ
+            parameter.mul_(1 + 0.5 * torch.randn_like(parameter))
     for layer in batch_norms(model):
         layer.running_mean.normal_(0, 0.2)
         layer.running_var.uniform_(0.5, 2)

@@ -80,11 +80,7 @@ class TruncationTable:
     def at(self, truncation: float) -> dict[str, Tensor]:
         """The statistics [channels] for a truncation between the first and the last."""
         grid = torch.tensor(self.truncations, dtype=torch.float64)
-        exact = (grid - truncation).abs() < 1e-6  # 0.3 / 0.02 is not 15 in floating point
-        if exact.any():
-            row = int(exact.nonzero()[0])
-            return {name: t[row] for name, t in self.tensors.items()}
-        above = int(torch.searchsorted(grid, truncation))
+        above = max(1, int(torch.searchsorted(grid, truncation)))
         low, high = self.truncations[above - 1], self.truncations[above]
         share = (truncation - low) / (high - low)
         return {name: torch.lerp(t[above - 1], t[above], share) for name, t in self.tensors.items()}

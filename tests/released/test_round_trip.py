@@ -13,7 +13,7 @@ from biggan.released.directory import write_released
 from biggan.released.exporting import export
 from biggan.released.importing import read_released
 from biggan.sampling.generate import load_generator
-from biggan.training.checkpoint import list_checkpoints, read_state, read_tensors
+from biggan.training.checkpoint import list_checkpoints, read_state, read_tensors, write_tensors
 from foreign import outputs, random_model, write_huggingface
 from small import small_config
 
@@ -65,7 +65,7 @@ def test_a_run_survives_the_reference_trainers_format(trained, tmp_path):
     assert read_state(before)["description"]["class_names"] == read_state(after)["description"]["class_names"]
 
 
-def test_an_imported_run_goes_on_as_if_it_had_never_left(trained, data_file, tmp_path):
+def test_an_imported_run_goes_on_interrupted_or_not(trained, data_file, tmp_path):
     """Its own order of images begins anew; the latents, the optimizers and all else go on."""
     config = config_from_dict(read_state(list_checkpoints(trained)[0])["config"])
     export(trained, "reference", tmp_path / "theirs")
@@ -109,10 +109,8 @@ def test_a_deep_generator_survives_huggingfaces_format(rgb_channels, converged, 
         for name, buffer in generator.named_buffers():
             if name.endswith(".u"):
                 buffer.copy_(torch.nn.functional.normalize(buffer + 0.3 * torch.randn_like(buffer), dim=1))
-    from biggan.training.checkpoint import write_tensors
-
     (tmp_path / "ours").mkdir()
-    description = {"model": config_dict(config), "holds": "generator_ema", "class_names": ["a", "b", "c"]}
+    description = {"model": dataclasses.asdict(config), "holds": "generator_ema", "class_names": ["a", "b", "c"]}
     write_tensors(tmp_path / "ours" / "generator_ema.safetensors", generator.state_dict(), description)
     export(tmp_path / "ours", "huggingface", tmp_path / "theirs")
     theirs = torch.load(tmp_path / "theirs" / "pytorch_model.bin", weights_only=True)
@@ -125,10 +123,6 @@ def test_a_deep_generator_survives_huggingfaces_format(rgb_channels, converged, 
     assert again.config == config
     assert again.class_names == ["a", "b", "c"]
     assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in generator.state_dict().items())
-
-
-def config_dict(model: ModelConfig) -> dict:
-    return dataclasses.asdict(model)
 
 
 def test_what_a_format_cannot_hold_is_said_and_nothing_is_written(tmp_path, trained):
