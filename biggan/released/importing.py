@@ -47,9 +47,9 @@ def read_released(source: Path) -> Released:
         return tfhub.read(source)
     if source.is_dir():
         return _read_directory(source)
-    if source.suffix == ".safetensors":
+    if source.suffix == ".safetensors" and _is_ours(source):
         return _read_safetensors([source], source)
-    if source.suffix not in (".pth", ".pt", ".bin"):
+    if source.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise CheckpointError(f"{source}: this is none of {', '.join(FORMATS)}")
     tensors = load_tensors(source)
     if huggingface.recognises(tensors):
@@ -75,16 +75,21 @@ def _read_directory(source: Path) -> Released:
     )
 
 
+def _is_ours(file: Path) -> bool:
+    with open_tensors(file) as (_, description):
+        return "model" in description
+
+
 def _read_safetensors(files: list[Path], source: Path) -> Released:
     """Model files of this program."""
     models, model = {}, None
     for file in files:
-        with open_tensors(file) as (_, description):
-            pass
-        if "model" not in description:
+        if not _is_ours(file):
             raise CheckpointError(
                 f"{file} does not say which architecture it holds; it was not written by this program"
             )
+        with open_tensors(file) as (_, description):
+            pass
         try:
             model = config_from_dict({"model": description["model"]}).model
         except ConfigError as error:

@@ -23,7 +23,7 @@ from biggan.released.tensor_bundle import Bundle
 from biggan.training.checkpoint import CheckpointError
 
 FORMAT = "TF-Hub"
-EPS = 1e-4  # of all norms
+EPS = 1e-4  # of all norms but one
 AVERAGED = re.compile(r"/ema_[^/]+$")
 ATTENTION_AT = 64  # where the width alone does not tell
 CONDITIONAL = {"gamma": "gain", "scale": "gain", "beta": "bias", "offset": "bias"}
@@ -99,6 +99,8 @@ def read(path: Path) -> Released:
     if averaged and raw.keys() >= averaged.keys():
         models["generator"] = lambda: _native(bundle, raw, family, model=model)
     notes = [] if averaged else ["there are no averaged weights; the raw ones are used"]
+    if len(places := _attention_sizes(shapes, model)) > 1:
+        notes.append(f"attention may be at {places} px by its width; {model.g_attention[0]} px is assumed")
     statistics = "output_norm.norm.running_mean" in chosen
     if not statistics:
         notes.append("the module keeps its batch-norm statistics in its graph; they are measured before sampling")
@@ -126,14 +128,24 @@ def _settings(shapes: Tensors, bundle: Bundle) -> ModelConfig:
     settings = generator_settings(shapes, bundle.index)
     attention = ()
     if "attention.theta.weight" in shapes:
-        width = shapes["attention.theta.weight"].shape[1]
-        stages = generator_stages(settings["resolution"], settings["g_ch"])
-        sizes = [stage.resolution for stage in stages if stage.out_channels == width]
+        sizes = _attention_sizes(shapes, joint_settings([settings], {}, bundle.index))
         if not sizes:
+            width = shapes["attention.theta.weight"].shape[1]
             raise CheckpointError(f"{bundle.index}: attention has {width} channels, which no stage has")
         attention = (ATTENTION_AT if ATTENTION_AT in sizes else sizes[-1],)
-    stated = dict.fromkeys(("sn_eps", "bn_eps", "output_bn_eps"), EPS) | {"sn_add_eps": settings["family"] == "biggan"}
+    stated = dict.fromkeys(("sn_eps", "bn_eps", "output_bn_eps"), EPS)
+    if settings["family"] == "biggan":
+        # As in the port to PyTorch that is beside the reference trainer.
+        stated |= {"sn_add_eps": True, "output_bn_eps": 1e-5 if settings["resolution"] == 512 else EPS}
     return joint_settings([settings | {"g_attention": attention}], stated, bundle.index)
+
+
+def _attention_sizes(shapes: Tensors, model: ModelConfig) -> list[int]:
+    """The resolutions whose features are as wide as what attention reads."""
+    if "attention.theta.weight" not in shapes:
+        return []
+    width = shapes["attention.theta.weight"].shape[1]
+    return [stage.resolution for stage in generator_stages(model.resolution, model.g_ch) if stage.out_channels == width]
 
 
 def _native(
