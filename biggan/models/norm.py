@@ -133,6 +133,24 @@ def normalisation(kind: str, channels: int, eps: float) -> nn.Module:
     return nn.Identity()
 
 
+class _Affine(torch.autograd.Function):
+    """gain * x + bias, for x [n, c, H, W] and a gain and a bias [n, c, 1, 1] or [c, 1, 1].
+
+    The gradient of addcmul would hold one more tensor as large as x, at the very peak of memory with checkpointing.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gain)
+        return torch.addcmul(bias, x, gain)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, gain = ctx.saved_tensors
+        of_gain = (grad * x).sum_to_size(gain.shape)  # before the next one, so that the product is gone by then
+        return grad * gain, of_gain, grad.sum_to_size(gain.shape)
+
+
 class ConditionalNorm(nn.Module):
     """Normalisation with a gain and a bias per image, computed from its condition.
 
@@ -161,7 +179,7 @@ class ConditionalNorm(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         gain, bias = self._affine(condition)
         x = self.norm(x)
-        return torch.addcmul(bias.to(x.dtype), x, gain.to(x.dtype))
+        return _Affine.apply(x, gain.to(x.dtype), bias.to(x.dtype))
 
     def _affine(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if isinstance(self.gain, nn.Parameter):

@@ -15,6 +15,7 @@ from biggan.training.checkpoint import list_checkpoints, read_state, read_tensor
 from small import small_config
 
 STEP = 16
+KILLS = 12
 FILES = ("generator", "generator_ema", "discriminator", "optimizers")
 
 
@@ -51,15 +52,15 @@ def kill_sometime(process, run: Path, draw: np.random.Generator, progress: int) 
     process.join()
 
 
-def test_twenty_five_kills_leave_no_trace(tmp_path, data_file):
+def test_kills_at_random_moments_leave_no_trace(tmp_path, data_file):
     """Every update is saved, so that many kills strike in the middle of a save."""
-    updates = 90
+    updates = 4 * KILLS
     wanted = f"train.images={updates * STEP}"
     finish(arguments(tmp_path / "whole", data_file, wanted), tmp_path / "output")
     run, draw = tmp_path / "killed", np.random.default_rng(0)
     more = arguments(run, data_file, wanted)
     torn = 0
-    for _ in range(25):
+    for _ in range(KILLS):
         process = launching.start(launching.train, *more, output=tmp_path / "output")
         kill_sometime(process, run, draw, position(run))
         assert process.exitcode == -signal.SIGKILL
@@ -76,7 +77,7 @@ def test_twenty_five_kills_leave_no_trace(tmp_path, data_file):
         assert [name for name in a if not torch.equal(a[name], b[name])] == []
     report = audit_run(run)
     assert report.ok, report.lines()
-    assert report.sessions == 26
+    assert report.sessions == KILLS + 1
 
 
 def test_kills_with_changes_in_between_skip_and_repeat_no_image(tmp_path, data_file):
