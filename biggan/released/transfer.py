@@ -66,9 +66,12 @@ def starting_config(raw: dict[str, Any], path: Path, resolution: int | None = No
 def _trained_with(path: Path) -> dict[str, dict[str, Any]]:
     """The settings of a run of this program, without those that belong to its data and architecture."""
     try:
-        config = read_state(find_weights(path))["config"]
-    except CheckpointError:
+        checkpoint = find_weights(path)
+    except CheckpointError:  # of another program
         return {}
+    if not (checkpoint / "state.json").exists():
+        return {}
+    config = read_state(checkpoint)["config"]
     config["data"] = _without(config["data"], "path", "weights")
     return _without(config, "model", "transfer")
 
@@ -152,9 +155,11 @@ def _their_row(wanted: str, row: dict[str, int], file: str) -> int:
         return row[wanted]
     if wanted.isdecimal() and int(wanted) < len(row):
         return int(wanted)
-    known = nearest(wanted, row) if len(row) <= 50 or "did you mean" in nearest(wanted, row) else ""
+    close = "" if wanted.isdecimal() else nearest(wanted, row)
+    if len(row) > 50 and "did you mean" not in close:
+        close = ""  # nobody reads a list of all
     raise ConfigError(
-        f"transfer.classes: {file}: the weights have no class {wanted!r}, of {len(row)} (0 to {len(row) - 1}){known}"
+        f"transfer.classes: {file}: the weights have no class {wanted!r}, of {len(row)} (0 to {len(row) - 1}){close}"
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from biggan.config import ModelConfig, config_from_dict
 from biggan.latents import Stream
 from biggan.models import build_discriminator, build_generator, on_meta
+from biggan.models.norm import batch_norms
 from biggan.sampling.standing import batch_limit, statistics_at
 from biggan.sampling.truncation import Truncation, load_table, published_mode, truncated_latents
 from biggan.training.checkpoint import (
@@ -63,6 +64,9 @@ def _load(path: Path, holds: str, build, device) -> nn.Module:
     model = on_meta(build, config).to_empty(device=device)
     tensors, _ = read_tensors(file)
     load_model(model, tensors, file)
+    for layer in batch_norms(model):  # not in the file, and so far whatever lay in memory
+        layer.batch_mean.zero_()
+        layer.batch_var.fill_(1)
     model.description = description
     model.class_names = description.get("class_names") or [str(i) for i in range(max(config.classes, 1))]
     model.source = file

@@ -92,3 +92,19 @@ def test_one_class_of_grey_images_from_folder_to_grey_sample(tmp_path, monkeypat
         pictures[name] = Image.open(f"{name}.png")
     assert (pictures["colour"].mode, pictures["grey"].mode) == ("RGB", "L")
     np.testing.assert_array_equal(pictures["grey"], pictures["colour"].convert("L"))
+
+
+def test_a_loaded_generator_holds_nothing_that_lay_in_memory(tmp_path):
+    """Torch fills memory that nobody has written to with NaN when it is told to be deterministic."""
+    from biggan.sampling.standing import estimate
+    from small import write_weights
+
+    write_weights(tmp_path / "w", ModelConfig(**SMALL), ["a", "b", "c"])
+    torch.use_deterministic_algorithms(True)
+    try:
+        g = biggan.load_generator(tmp_path / "w")
+        assert all(tensor.isfinite().all() for tensor in (*g.parameters(), *g.buffers()))
+        estimate(g, images=8)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(tensor.isfinite().all() for tensor in g.buffers())
