@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
 import traceback
@@ -79,7 +80,8 @@ def _add_class_options(add: Callable) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run build-dataset. Returns 0 on success, 2 for a wrong command, 1 for a problem with data or the machine."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of another
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of another
     top = parser()
     options = top.parse_args(arguments)
     try:
