@@ -1,7 +1,6 @@
 """Recorded checkpoints of other programs through the real command: the recorded pictures, and back again.
 
-Two are fixtures; the others are read where they are present, from the folder in BIGGAN_GOLDEN or shared/golden beside
-the repository.
+Some are fixtures; BIGGAN_GOLDEN names a folder with more of them.
 """
 
 import os
@@ -18,7 +17,7 @@ from biggan.sampling.standing import statistics_at
 from biggan.training.checkpoint import list_checkpoints, read_tensors
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-GOLDEN = Path(os.environ.get("BIGGAN_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
+GOLDEN = Path(os.environ.get("BIGGAN_GOLDEN", FIXTURES))
 
 
 def golden(name: str) -> Path:
