@@ -1,5 +1,6 @@
 """Zip and tar archives of class folders, read in place, without unpacking."""
 
+import contextlib
 import os
 import tarfile
 import zipfile
@@ -22,6 +23,8 @@ from data_tools.folders import (
 )
 from data_tools.images import MAX_FILE_BYTES, ImageError
 from data_tools.labels import LABEL_FILE, read_label_file
+
+ENCRYPTED, UTF_8_NAME = 0x1, 0x800  # flags of zip members
 
 
 class ArchiveReader:
@@ -76,15 +79,24 @@ def list_zip(path: Path, reader: ArchiveReader) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                if info.flag_bits & 1:
-                    problems.append(Problem(info.filename, "encrypted"))
+                name = _zip_name(info)
+                if info.flag_bits & ENCRYPTED:
+                    problems.append(Problem(name, "encrypted"))
                 elif not info.is_dir():
-                    files.append(ImageFile(info.filename, "", info.file_size, changed, info.filename))
+                    files.append(ImageFile(name, "", info.file_size, changed, info.filename))
     except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(f"{path} is not a readable zip file: {error}.") from error
     if not any("/" in file.path for file in files):  # some programs on Windows write their own separators
         files = [file._replace(path=file.path.replace("\\", "/")) for file in files]
     return _listing(path, files, problems, reader)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name of a member. macOS and others write UTF-8 without saying so, which would be read as code page 437."""
+    if not info.flag_bits & UTF_8_NAME:
+        with contextlib.suppress(UnicodeError):
+            return info.filename.encode("cp437").decode("utf-8")
+    return info.filename
 
 
 def list_tar(path: Path, reader: ArchiveReader) -> Listing:

@@ -312,3 +312,19 @@ def test_classes_named_by_numbers_come_with_a_warning(tmp_path: Path, command):
     assert "'10' comes before '2'" in command(tmp_path / "src", "--dry-run")[2]
     write_classes(tmp_path / "padded", dict.fromkeys(("00", "01", "02", "10"), 1))
     assert command(tmp_path / "padded", "--dry-run")[2] == ""
+
+
+class UnmarkedName(zipfile.ZipInfo):
+    """A member whose name is UTF-8 although no flag says so, as macOS writes them."""
+
+    def _encodeFilenameFlags(self):
+        return self.filename.encode(), self.flag_bits & ~0x800
+
+
+def test_names_in_a_zip_may_be_unmarked_utf_8(tmp_path: Path, command):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for seed, name in enumerate(("ネコ/a.png", "caf\u00e9/b.png", "cat/c.png")):
+            archive.writestr(UnmarkedName(name), encoded(picture(seed), "PNG"))
+    assert open_source(tmp_path / "x.zip").listing.class_names == ["caf\u00e9", "cat", "ネコ"]
+    assert command(tmp_path / "x.zip", "--size", 8, "--out", tmp_path / "f.h5")[0] == 0
+    assert open_dataset(tmp_path / "f.h5").header.images == 3
