@@ -212,7 +212,8 @@ def read_state(path: Path) -> dict[str, Any]:
     """The state, if it is as it was written; raises CheckpointError otherwise."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        intact = state.pop("self", None) == _checksum(state)
+        stated = state.pop("self", None)  # the first versions wrote none
+        intact = stated in (None, _checksum(state))
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path}: state.json is missing") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
