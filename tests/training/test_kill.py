@@ -15,7 +15,7 @@ from biggan.training.checkpoint import list_checkpoints, read_state, read_tensor
 from small import small_config
 
 STEP = 16
-KILLS = 12
+KILLS, CHANGES = 12, 6
 FILES = ("generator", "generator_ema", "discriminator", "optimizers")
 
 
@@ -83,9 +83,10 @@ def test_kills_at_random_moments_leave_no_trace(tmp_path, data_file):
 def test_kills_with_changes_in_between_skip_and_repeat_no_image(tmp_path, data_file):
     """The accumulation, the micro-batch and the number of processes change at every start."""
     run, draw = tmp_path / "run", np.random.default_rng(1)
-    for _ in range(6):
+    for _ in range(CHANGES):
         batch, micro, processes = (int(draw.choice(c)) for c in ((4, 8, 12, 20), (2, 4, 5), (1, 1, 2)))
-        more = arguments(run, data_file, f"train.batch_size={batch}", f"train.micro_batch={micro}")
+        changes = f"train.batch_size={batch}", f"train.micro_batch={micro}", "train.images=100000"
+        more = arguments(run, data_file, *changes)
         port, before = launching.free_port(), position(run)
         place = {"processes": processes, "port": port, "output": tmp_path / "output"}
         started = [launching.start(launching.train, *more, rank=r, **place) for r in range(processes)]
