@@ -1,5 +1,8 @@
 """TensorFlow's checkpoint format and its checksum."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,8 @@ from biggan.released.crc32c import crc32c
 from biggan.released.tensor_bundle import Bundle
 from biggan.training.checkpoint import CheckpointError
 from tfhub_files import plain_crc, write_bundle
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +35,24 @@ def test_known_checksums(data, expected):
 def test_checksums_of_any_length_are_those_made_byte_by_byte(length, seed):
     data = np.random.default_rng(seed).bytes(length)
     assert crc32c(data) == plain_crc(data)
+
+
+def test_an_index_that_tensorflow_wrote(tmp_path):
+    """Its data file is left out but for three tensors; their checksums are TensorFlow's own."""
+    shutil.copy(FIXTURES / "tensorflow" / "variables.index", tmp_path)
+    with open(tmp_path / "variables.data-00000-of-00001", "wb") as file:
+        for offset, content in ((0, "0000803f"), (2658524, "0000003f"), (2845116, "5679e6bd74e8a7bd10788c3c")):
+            file.seek(offset)
+            file.write(bytes.fromhex(content))
+        file.truncate(2845256)
+    bundle = Bundle(tmp_path / "variables")
+    assert len(bundle.names) == 177
+    assert bundle.shape("module/Generator/GBlock/CrossReplicaBN/accumulated_mean") == (128,)
+    assert bundle.read("module/Generator/GBlock/CrossReplicaBN/accumulation_counter") == 1
+    assert bundle.read("module/Generator/attention/gamma/ema_b999900") == 0.5
+    assert bundle.read("module/Generator/conv_2d/b/ema_b999900").shape == (3,)
+    with pytest.raises(CheckpointError, match="checksum"):
+        bundle.read("module/linear/w/ema_b999900")
 
 
 NAMES = st.text("abAB_/0", min_size=1, max_size=12)
