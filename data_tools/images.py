@@ -21,8 +21,8 @@ MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow's own threshold for
 BOMB = f"more than {MAX_PIXELS:,} may be a decompression bomb"
 MAX_FILE_BYTES = 2**30
 
-# `open_picture` refuses what Pillow would only warn of.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# `open_picture` refuses bombs, of which Pillow would only warn, and the rest is not for people with 100,000 files.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(ValueError):

@@ -232,6 +232,7 @@ def _start_worker(settings: ImageSettings, reader: Reader, exchange: Exchange) -
     global _worker
     _worker = settings, reader, exchange
     _keep_freed_memory()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders write there whatever they like; errors go to the parent
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

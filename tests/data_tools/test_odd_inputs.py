@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from data_tools import cli
 from data_tools.images import ImageError, load_image, open_picture
+from data_tools.processing import SERIAL_BELOW
 from data_tools.schema import open_dataset
 from tests.data_tools.conftest import encoded, picture
 
@@ -205,6 +207,20 @@ def test_a_corpus_of_bad_and_odd_inputs_is_built_or_listed_to_the_last_file(tmp_
         assert skipped[name].startswith(reason), name
     remarks = (tmp_path / "zoo.h5.report" / "remarks.tsv").read_text()
     assert "odd/animated.gif\tanimated: first frame used" in remarks
+
+
+def test_decoders_do_not_talk_to_the_user(tmp_path: Path, capfd: pytest.CaptureFixture):
+    source = tmp_path / "src" / "a"
+    source.mkdir(parents=True)
+    damaged = bytearray(encoded(RGB, "TIFF", **LZW))
+    damaged[800:840] = b"\xff" * 40
+    exif = encoded(RGB, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 30)
+    for index in range(SERIAL_BELOW):
+        (source / f"{index}.tiff").write_bytes(damaged)
+        (source / f"{index}.jpg").write_bytes(exif)
+    arguments = [source.parent, "--size", 8, "--workers", 2, "--no-report", "--out", tmp_path / "f.h5"]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_transparency_takes_the_background():
