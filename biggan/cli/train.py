@@ -192,7 +192,8 @@ def start(config: Config, data, run: Path, rollback: int | None, fit: bool) -> i
     accelerator = make_accelerator()
     group = Group.of(accelerator)
     run = Path(group.from_first(str(run)))
-    config = fit_micro_batch(config, accelerator) if fit else config
+    # The first machine decides, for micro-batches must be the same everywhere.
+    config = group.from_first(fit_micro_batch(config, accelerator)) if fit else config
     with exclusive(run) if group.first else contextlib.nullcontext():
         checkpoint = group.from_first(choose_checkpoint(run, rollback) if group.first else None)
         return run_training(config, data, run, accelerator, checkpoint, rolled_back=rollback is not None)

@@ -114,6 +114,7 @@ class Networks:
         return {
             "scalers": {"g": self.g_player.scaler.state_dict(), "d": self.d_player.scaler.state_dict()},
             "noise": {"g": self.g_player.noise.state_dict(), "d": self.d_player.noise.state_dict()},
+            "skipped": {"g": int(self.g_player.skipped), "d": int(self.d_player.skipped)},
         }
 
     def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -129,6 +130,7 @@ class Networks:
             if player.scaler.is_enabled() and state["scalers"][side]:
                 player.scaler.load_state_dict(state["scalers"][side])
             player.noise.load_state_dict(state.get("noise", {}).get(side, [0.0, 0.0, 0.0]))
+            player.skipped.fill_(state.get("skipped", {}).get(side, 0))
 
     def finite(self) -> bool:
         """Whether all weights and statistics are numbers."""

@@ -134,6 +134,7 @@ class Trainer:
             "updates": self.updates,
             "images_seen": self.images_seen,
             "micro_batch": self.config.train.micro_batch,
+            **({"began_from": self.origin["source"]} if self.origin else {}),
         }
 
     def begin_from(self, origin: dict[str, Any]) -> None:
@@ -320,6 +321,8 @@ class Trainer:
         for side, player in (("d", networks.d_player), ("g", networks.g_player)):
             if math.isfinite(noise := player.noise.scale()):
                 means[f"{side}_noise_scale"] = noise
+            if player.scaler.is_enabled():
+                means[f"{side}_skipped"] = float(player.skipped)  # since the run began
             means[f"{side}_lr"] = player.optimizer.param_groups[0]["lr"]  # of new parameters, if some were transferred
         means["d_batch"], means["g_batch"] = self.pace.batches(self.images_seen)
         means["images_per_second"] = (self.images_seen - self._logged_images) / max(now - self._last_log, 1e-9)

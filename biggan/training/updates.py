@@ -78,6 +78,7 @@ class Player:
         self.statistics = RunningStatistics(model)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.noise = NoiseScale(self.parameters[0].device)
+        self.skipped = torch.zeros((), device=self.parameters[0].device)  # updates that overflowed in float16
         self.held = False
         shared = getattr(model, "shared", None)
         self._regularised = [p for p in self.parameters if p.ndim >= 2 and (shared is None or p is not shared.weight)]
@@ -298,6 +299,7 @@ class Updates:
             # Zeros, so that a step that the scaler left out does not look like a diverged one in the means.
             values = {name: torch.where(value.isfinite(), value, 0) for name, value in values.items()}
             norm, values[f"{side}_overflow"] = torch.where(overflow, 0, norm), overflow.float()
+            player.skipped += overflow
             if statistics:
                 statistics.leave_out_overflow(batch_size)
         if statistics:

@@ -69,6 +69,8 @@ def test_an_overflow_is_skipped_counted_and_logged(tmp_path, data_file):
     assert all(t.isfinite().all() for t in all_tensors(trainer))
     lines = events(tmp_path, "update")
     assert [(line["d_overflow"], line["g_overflow"]) for line in lines] == [(1.0, 1.0)] * 3
+    assert [(line["d_skipped"], line["g_skipped"]) for line in lines] == [(2, 1), (4, 2), (6, 3)]
+    assert read_state(list_checkpoints(tmp_path)[0])["skipped"] == {"d": 6, "g": 3}
     assert not events(tmp_path, "alarm")
 
 
