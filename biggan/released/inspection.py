@@ -77,7 +77,10 @@ def _origin_line(description: dict[str, Any]) -> str:
     origin = description.get("origin") or {}
     if "format" in origin:
         return f"{origin['format']}, from {origin['source']}"
-    return f"trained here on {description['data']['name']}" if "data" in description else "not recorded"
+    if "data" not in description:
+        return "not recorded"
+    began = f", from {description['began_from']}" if "began_from" in description else ""
+    return f"trained here on {description['data']['name']}{began}"
 
 
 def _statistics_line(weights: Path, description: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import torch
 from running import STEP, assert_same_checkpoint, command, events, make_trainer, saved_tensors, train
 
 from biggan.config import Config, ConfigError
+from biggan.released.inspection import describe
 from biggan.released.transfer import begin, starting_config
 from biggan.training.checkpoint import list_checkpoints, read_state
 from small import small_config, with_train, write_weights
@@ -164,6 +165,7 @@ def test_the_command_begins_records_and_never_transfers_twice(source, data_file,
     (event,) = events(run, "transfer")
     assert event["source"] == str(source)
     assert read_state(list_checkpoints(run)[0])["origin"]["source"] == str(source)
+    assert f"origin      trained here on shapes-32, from {source}" in describe(run)
     source.rename(tmp_path / "gone")
     assert command("--run", run, "--data", data_file, "--set", "train.images=24") == 0
     out = capsys.readouterr().out
