@@ -124,17 +124,19 @@ def measure_round(paths: list[Path], folder: Path, size: int, workers: int) -> d
     context = multiprocessing.get_context("spawn")
     with ThreadPoolExecutor(workers) as threads, ProcessPoolExecutor(workers, context) as processes:
         list(processes.map(plain, [sample[:1]] * workers, [size] * workers))  # starts them
-        began = processor_time()
-        before = rate(lambda: plain(sample, size))
-        plain_seconds = (processor_time() - began) / len(sample)
         with_threads = rate(lambda: sum(threads.map(plain, shares, [size] * len(shares))))
         with_processes = rate(lambda: sum(processes.map(plain, shares, [size] * len(shares))))
+    # One process right before and right after the build, since machines that others share, or that slow down when they
+    # are warm, do not stay as fast as they were.
+    began = processor_time()
+    before = rate(lambda: plain(sample, size))
+    plain_seconds = processor_time() - began
     began = processor_time()
     built = rate(build)
     build_seconds = (processor_time() - began) / len(paths)
     began = processor_time()
     one = (before + rate(lambda: plain(sample, size))) / 2
-    plain_seconds = (plain_seconds + (processor_time() - began) / len(sample)) / 2
+    plain_seconds = (plain_seconds + processor_time() - began) / len(sample) / 2
     rates = {"one": one, "threads": with_threads, "processes": with_processes, "build": built}
     return {**rates, "plain seconds": plain_seconds, "build seconds": build_seconds}
 
