@@ -1,6 +1,7 @@
 """build-dataset: class folders to one data file, and back."""
 
 import argparse
+import difflib
 import errno
 import io
 import os
@@ -8,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from PIL import ImageColor
 
@@ -28,9 +30,19 @@ dataset.json. A build that was interrupted goes on where it was when the same co
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line, and which option is near; the full usage takes many."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        near = [n for word in unknown for n in difflib.get_close_matches(word, self._option_string_actions, 2)]
+        hint = f"did you mean {' or '.join(near)}?" if near and "unrecognized" in message else f"see {self.prog} --help"
+        self.exit(2, f"{self.prog}: {message}; {hint}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of build-dataset."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         "build-dataset",
         description=__doc__,
         epilog=EPILOG,
