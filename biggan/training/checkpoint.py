@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,26 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         if sha256(file) != expected:
             raise CheckpointError(f"checkpoint {path}: {name} is corrupt (its checksum does not match)")
     return state
+
+
+def last_healthy(run: Path) -> Path | None:
+    """The newest whole checkpoint that was written without signs of trouble."""
+    for path in list_checkpoints(run):
+        with contextlib.suppress(CheckpointError):
+            if verify_checkpoint(path).get("healthy", True):
+                return path
+    return None
+
+
+def require_classes(checkpoint: Path, state: dict[str, Any], names: Sequence[str], data: str) -> None:
+    """Raise CheckpointError unless the checkpoint was trained on these classes, in this order."""
+    theirs = state["description"]["class_names"] or names  # imported weights may not know their names
+    for i, (a, b) in enumerate(itertools.zip_longest(theirs, names)):
+        if a != b:
+            raise CheckpointError(
+                f"checkpoint {checkpoint} was trained on other classes: class {i} was {a!r}, in {data} it is {b!r}; "
+                "train with --fresh or another --run"
+            )
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -77,6 +77,10 @@ class Networks:
     def models(self) -> dict[str, nn.Module]:
         return dict(zip(MODEL_FILES, (self.generator, self.ema.model, self.discriminator), strict=True))
 
+    @property
+    def players(self) -> dict[str, Player]:
+        return {"d": self.d_player, "g": self.g_player}
+
     def set_learning_rates(self, d: float, g: float) -> None:
         for player, lr in ((self.d_player, d), (self.g_player, g)):
             for parameters in player.optimizer.param_groups:
@@ -112,9 +116,9 @@ class Networks:
     def state_dict(self) -> dict[str, Any]:
         """What is not a tensor."""
         return {
-            "scalers": {"g": self.g_player.scaler.state_dict(), "d": self.d_player.scaler.state_dict()},
-            "noise": {"g": self.g_player.noise.state_dict(), "d": self.d_player.noise.state_dict()},
-            "skipped": {"g": int(self.g_player.skipped), "d": int(self.d_player.skipped)},
+            "scalers": {side: player.scaler.state_dict() for side, player in self.players.items()},
+            "noise": {side: player.noise.state_dict() for side, player in self.players.items()},
+            "skipped": {side: int(player.skipped) for side, player in self.players.items()},
         }
 
     def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -123,7 +127,7 @@ class Networks:
             tensors, _ = read_tensors(checkpoint / f"{name}.safetensors")
             load_model(model, tensors, checkpoint / f"{name}.safetensors")
         tensors, _ = read_tensors(checkpoint / "optimizers.safetensors")
-        for side, player in (("g", self.g_player), ("d", self.d_player)):
+        for side, player in self.players.items():
             player.optimizer.state.clear()
             load_optimizer(side, player.optimizer, player.model, tensors)
             # A run that was fp32, or an imported one, has no scale; an imported one has no noise scale either.

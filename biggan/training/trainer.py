@@ -8,16 +8,14 @@ after each completed update: real images seen (the sampler), latents seen by the
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from biggan.config import Config, ConfigError
 from biggan.data import audit
@@ -26,18 +24,18 @@ from biggan.data.loader import Loader, prefetched
 from biggan.data.sampler import Sampler
 from biggan.training.batches import BatchSource
 from biggan.training.checkpoint import (
-    CheckpointError,
     checkpoint_name,
-    list_checkpoints,
+    last_healthy,
     read_state,
+    require_classes,
     save_checkpoint,
     set_aside_after,
-    verify_checkpoint,
 )
 from biggan.training.distributed import Group
 from biggan.training.freezing import Waiting
-from biggan.training.health import Alarm, Probe, Watch, largest_singular_value
+from biggan.training.health import Alarm, Probe, Watch
 from biggan.training.interrupt import StopSignal
+from biggan.training.measures import Means, progress_of, signs_of_health
 from biggan.training.networks import Networks
 from biggan.training.pace import Pace
 from biggan.training.precision import resolve_precision, set_matrix_precision
@@ -89,8 +87,7 @@ class Trainer:
         self.origin: dict[str, Any] | None = None  # of weights that came from elsewhere
         self.change: str | None = None  # of the data or their sampling, since the checkpoint
         self.log: RunLog | Silent = Silent()
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._means = Means()
         self._scores: dict[str, float] = {}  # the last means that were logged
         self._replan = False  # what was fetched ahead is not what comes next
 
@@ -145,7 +142,7 @@ class Trainer:
 
     def restore(self, checkpoint: Path, state: dict[str, Any], override: bool = False) -> None:
         """Continue from a verified checkpoint. Raises ValueError if it is another model's or another data set's."""
-        self._check_class_names(checkpoint, state)
+        require_classes(checkpoint, state, self.data.class_names, self.data.name)
         self.networks.restore(checkpoint, state)
         if "sampler" in state:
             self.change = self.sampler.load_state_dict(state["sampler"], override=override)
@@ -163,17 +160,7 @@ class Trainer:
         if "waiting" in state:
             self.waiting.load_state_dict(state["waiting"])
             self.networks.g_player.hold(not self.waiting.over)
-        self._sums, self._counts = {}, {}
-
-    def _check_class_names(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        ours = list(self.data.class_names)
-        theirs = state["description"]["class_names"] or ours  # imported weights may not know their names
-        for i, (a, b) in enumerate(itertools.zip_longest(theirs, ours)):
-            if a != b:
-                raise CheckpointError(
-                    f"checkpoint {checkpoint} was trained on other classes: class {i} was {a!r}, in {self.data.name} "
-                    f"it is {b!r}; train with --fresh or another --run"
-                )
+        self._means.clear()
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -227,7 +214,7 @@ class Trainer:
         while self.phase < self.config.train.d_steps:
             size = self._begin_update(stop).d
             values = engine.update_discriminator(self._take(batches, self.images_seen, size, stop), size)
-            self._collect(values)
+            self._means.add(values)
             self.waiting.add(values)
             for record in self.sampler.advance(size):
                 self.log.event("epoch", update=self.updates, **record)
@@ -237,7 +224,7 @@ class Trainer:
             size = self._begin_update(stop).g
             self.networks.ema.decay = self.pace.ema_decay(self.images_seen)
             source = self._take(batches, self.latents_seen, size, stop)
-            self._collect(engine.update_generator(source, size, self.updates + 1))
+            self._means.add(engine.update_generator(source, size, self.updates + 1))
             self.latents_seen += size
         self.updates += 1
         self.phase = 0
@@ -303,31 +290,13 @@ class Trainer:
         minutes = (time.monotonic() - self._last_save) / 60
         return bool(updates or images or (run.save_minutes and minutes >= run.save_minutes))
 
-    def _collect(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
     def _log_means(self) -> Alarm | None:
         now, networks = time.monotonic(), self.networks
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        means["diversity"] = float(self.probe.diversity(networks.generator))
-        for side, player in (("d", networks.d_player), ("g", networks.g_player)):
-            value = largest_singular_value(player.model)
-            if value is not None:
-                means[f"{side}_singular_value"] = float(value)
+        means = self._means.read() | signs_of_health(networks, self.probe)
         alarm = self.watch.look(means)
-        for side, player in (("d", networks.d_player), ("g", networks.g_player)):
-            if math.isfinite(noise := player.noise.scale()):
-                means[f"{side}_noise_scale"] = noise
-            if player.scaler.is_enabled():
-                means[f"{side}_skipped"] = float(player.skipped)  # since the run began
-            means[f"{side}_lr"] = player.optimizer.param_groups[0]["lr"]  # of new parameters, if some were transferred
+        means |= progress_of(networks)
         means["d_batch"], means["g_batch"] = self.pace.batches(self.images_seen)
         means["images_per_second"] = (self.images_seen - self._logged_images) / max(now - self._last_log, 1e-9)
-        if self.device.type == "cuda":
-            means["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         self._last_log, self._logged_images, self._scores = now, self.images_seen, means
         self.log.measurements(self.updates, self.images_seen, self._epoch_float(), means)
         return alarm
@@ -399,7 +368,7 @@ class Trainer:
         """To the last checkpoint from before the trouble, with other learning rates or batches, which are recorded."""
         health, trouble, rollbacks = self.config.health, self.updates, self.rollbacks + 1
         self._report(self.writer.finished(wait=True))
-        source = self.group.from_first(self._last_healthy() if self.group.first else None)
+        source = self.group.from_first(last_healthy(self.run) if self.group.first else None)
         if source is None or rollbacks > health.max_rollbacks:
             why = "no healthy checkpoint is left" if source is None else f"after {health.max_rollbacks} rollbacks"
             raise TrainingError(f"training failed at update {trouble:,}, {why}; begin again with other settings")
@@ -416,13 +385,6 @@ class Trainer:
         self.log.say(f"rolled back to update {self.updates:,}; learning rates times {self.pace.lr_factor:g} now")
         self._remember(audit.record_segment(self.sampler, self.data, self.change))
         self.save()
-
-    def _last_healthy(self) -> Path | None:
-        for path in list_checkpoints(self.run):
-            with contextlib.suppress(CheckpointError):
-                if verify_checkpoint(path).get("healthy", True):
-                    return path
-        return None
 
 
 def _diverged(updates: int, reason: str) -> str:

@@ -8,6 +8,9 @@ import pytest
 from PIL import Image
 
 from data_tools import cli
+from data_tools.schema import open_dataset
+
+LOSSLESS = ("raw", "png", "webp")
 
 
 def picture(seed: int, width: int = 24, height: int = 24) -> Image.Image:
@@ -32,6 +35,23 @@ def write_classes(root: Path, counts: dict[str, int], size: int = 24) -> Path:
             picture(seed, size, size + seed % 3).save(root / name / f"{index:04d}.png")
             seed += 1
     return root
+
+
+@pytest.fixture(scope="session")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 pictures, a few of them damaged, enough for worker processes to be used."""
+    root = write_classes(tmp_path_factory.mktemp("crowd") / "crowd", {"b": 60, "a": 50, "c": 40})
+    for name in ("a/0007.png", "c/0000.png", "c/0039.png"):
+        (root / name).write_bytes((root / name).read_bytes()[:60])
+    return root
+
+
+def pixels(path: Path) -> np.ndarray:
+    layout = open_dataset(path)
+    images = layout.open_images()
+    if layout.header.store == "raw":
+        return np.array(images)
+    return np.stack([np.asarray(Image.open(io.BytesIO(images[row])).convert("RGB")) for row in range(len(images))])
 
 
 class Command:
