@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from biggan.config import ModelConfig
+from biggan.data.dataset import open_data
+from biggan.data.loader import Loader
+from biggan.data.sampler import Sampler
+from biggan.latents import flips
 from biggan.models import build_discriminator, build_generator
 from biggan.models.norm import MOMENTUM, batch_norms
+from biggan.training.batches import BatchSource
 from biggan.training.ema import Ema
-from biggan.training.schedule import micro_batches
+from biggan.training.schedule import Request, micro_batches
 from biggan.training.updates import (
     Abandoned,
     DiscriminatorBatch,
@@ -16,6 +21,7 @@ from biggan.training.updates import (
     Updates,
     add_orthogonal_gradient,
 )
+from small import small_config
 
 CLASSES = 5
 
@@ -93,6 +99,27 @@ def test_the_once_per_update_gradient_is_the_per_forward_gradient():
     for engine in (once, forward):
         engine.update_discriminator([real_images(6)], 6)
     assert_close(once.discriminator.optimizer.seen, forward.discriminator.optimizer.seen, 1e-10)
+
+
+def test_images_are_mirrored_where_the_batch_says_so():
+    batch, mirrored = real_images(6), torch.tensor([True, False, False, True, True, False])
+    asked, done = make(), make()
+    asked.update_discriminator(cut(batch._replace(mirrored=mirrored), 4), 6)
+    turned = torch.stack([x.flip(2) if m else x for x, m in zip(batch.images, mirrored, strict=True)])
+    done.update_discriminator(cut(batch._replace(images=turned), 4), 6)
+    assert_close(asked.discriminator.optimizer.seen, done.discriminator.optimizer.seen, 1e-12)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+def test_batches_say_which_images_are_mirrored(loss, data_file):
+    """Those of the discriminator, and the generator's partners in a loss between pairs."""
+    config = small_config(train={"loss": loss, "seed": 3})
+    data = open_data(data_file)
+    source = BatchSource(config, data, Loader(data, Sampler.over(data, 3), 3, flip=True))
+    batch = source.fetch(Request("d", 40, 16))
+    assert batch.mirrored.tolist() == flips(3, 40, 16).tolist()
+    partners = source.fetch(Request("g", 40, 16, partners=90)).mirrored
+    assert partners is None if loss == "hinge" else partners.tolist() == flips(3, 90, 16).tolist()
 
 
 @pytest.mark.parametrize("kind", ["discriminator", "generator"])
