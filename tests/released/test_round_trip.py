@@ -90,15 +90,13 @@ def test_parameters_are_numbered_as_the_reference_trainer_numbers_them(name, fil
     assert [k for k in ours if not k.endswith(moving)] == [k for k in recorded if not k.endswith(moving)]
 
 
+DEEP = {"family": "deep", "resolution": 128, "classes": 3, "g_ch": 4, "dim_z": 6, "shared_dim": 6}
+
+
 @pytest.mark.parametrize(("rgb_channels", "converged"), [(3, False), (4, True)])
 def test_a_deep_generator_survives_huggingfaces_format(rgb_channels, converged, tmp_path):
     config = ModelConfig(
-        family="deep",
-        resolution=128,
-        classes=3,
-        g_ch=4,
-        dim_z=6,
-        shared_dim=6,
+        **DEEP,
         rgb_channels=rgb_channels,
         g_attention=(32,),
         d_attention=(),
@@ -130,12 +128,7 @@ def test_what_a_format_cannot_hold_is_said_and_nothing_is_written(tmp_path, trai
         export(trained, "huggingface", tmp_path / "out")
     generator = random_model(
         ModelConfig(
-            family="deep",
-            resolution=128,
-            classes=3,
-            g_ch=4,
-            dim_z=6,
-            shared_dim=6,
+            **DEEP,
             rgb_channels=4,
             g_attention=(),
             **dict.fromkeys(("sn_eps", "bn_eps", "output_bn_eps"), 1e-4),
