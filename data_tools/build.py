@@ -186,7 +186,7 @@ class Build:
             write_encoded(self._candidate, contents, self._stored_rows())
         try:
             layout = open_dataset(self._candidate)
-            verify(layout, workers, progress)
+            verify(layout, workers, progress, cached=False)
         except DatasetError as error:
             self.workspace.clear()
             raise BuildError(f"{plan.out} was not written correctly, start again: {error}") from error

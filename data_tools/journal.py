@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from data_tools.direct import DirectWriter
 from data_tools.processing import Outcome
 
 SYNC_SECONDS = 2.0
@@ -138,11 +139,10 @@ class Workspace:
         written, synced = 0, time.monotonic()
         syncing: Future | None = None
         with (
-            open(self.images, "r+b", buffering=2**16) as images,
+            DirectWriter(self.images) as images,
             open(self.journal, "ab") as journal,
             ThreadPoolExecutor(1) as beside,
         ):
-            images.seek(0, os.SEEK_END)
             try:
                 for outcome in outcomes:
                     images.write(outcome.stored)
@@ -170,7 +170,7 @@ def discard_leftovers(out: Path) -> None:
             workspace.remove()
 
 
-def _sync(images: BinaryIO, journal: BinaryIO, lines: list[bytes]) -> None:
+def _sync(images: DirectWriter, journal: BinaryIO, lines: list[bytes]) -> None:
     """Wait until the images that were flushed are on the disk, then vouch for them."""
     os.fsync(images.fileno())
     journal.write(b"".join(lines))

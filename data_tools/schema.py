@@ -27,6 +27,7 @@ Rows come before names, so one pass yields the fingerprints of all generations; 
 hashing can run in parallel and damage can be traced to a row.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -35,14 +36,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 
 import h5py
 import numpy as np
 
+from data_tools.direct import DirectReader
+
 SCHEMA_VERSION = 1
 STORES = ("raw", "png", "webp", "jpeg")
 DIGEST_BYTES = 32
+VERIFIED_BYTES = 2**20  # of images, read and hashed by a thread at a time
+ENCODED_TOGETHER = 64  # images, the same for encoded stores
 
 
 class DatasetError(ValueError):
@@ -286,35 +293,59 @@ def digest_of(stored: bytes | memoryview) -> bytes:
     return hashlib.sha256(stored).digest()
 
 
-def iterate_digests(layout: Layout, workers: int = 2) -> Iterator[bytes]:
-    """Hash the stored images again, in row order, with a few threads (hashing releases the interpreter lock)."""
-    stored, batch = layout.stored_bytes(), 64
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for begin in range(0, layout.header.images, batch * workers):
-            rows = range(begin, min(begin + batch * workers, layout.header.images))
-            yield from pool.map(lambda row: digest_of(stored(row)), rows)
-
-
-def verify(layout: Layout, workers: int = 2, progress: Callable[[int], None] | None = None) -> None:
+def verify(
+    layout: Layout, workers: int = 2, progress: Callable[[int], None] | None = None, cached: bool = True
+) -> None:
     """Read every byte of a data file and compare it with its digests and fingerprints; `DatasetError` if they differ.
 
-    `progress` is called with the number of rows verified so far.
+    `progress` is called with the number of rows verified so far. Without `cached`, the images of a "raw" file come
+    from the disk, past the page cache.
     """
-    header, stored = layout.header, layout.digests
-    for row, digest in enumerate(iterate_digests(layout, workers)):
-        if digest != stored[row].tobytes():
-            raise DatasetError(
-                f"{layout.path} is damaged: image {row} ({layout.sources[row]}) does not have the bytes that were "
-                "written; copy or build the file again."
-            )
-        if progress and (row + 1) % 256 == 0:
-            progress(row + 1)
-    if progress:
-        progress(header.images)
+    header, digests = layout.header, layout.digests
+    row = 0
+    for found in _hash_again(layout, max(1, workers), cached):
+        for digest in found:
+            if digest != digests[row].tobytes():
+                raise DatasetError(
+                    f"{layout.path} is damaged: image {row} ({layout.sources[row]}) does not have the bytes that were "
+                    "written; copy or build the file again."
+                )
+            row += 1
+        if progress:
+            progress(row)
     marks = [(generation.rows, generation.classes) for generation in layout.generations]
-    found = fingerprints(header.size, header.store, layout.labels, stored, layout.class_names, marks)
-    if found != [generation.fingerprint for generation in layout.generations]:
+    again = fingerprints(header.size, header.store, layout.labels, digests, layout.class_names, marks)
+    if again != [generation.fingerprint for generation in layout.generations]:
         raise DatasetError(f"{layout.path} is damaged: its labels or class names do not have its fingerprint.")
+
+
+def _hash_again(layout: Layout, workers: int, cached: bool) -> Iterator[list[bytes]]:
+    """Digests of the stored images, in blocks of rows, by a few threads (hashing releases the interpreter lock)."""
+    raw, row_bytes = layout.image_offset is not None, math.prod(layout.image_shape[1:])
+    together = max(1, VERIFIED_BYTES // row_bytes) if raw else ENCODED_TOGETHER
+    starts = range(0, layout.header.images, together)
+    blocks = (range(start, min(start + together, layout.header.images)) for start in starts)
+    stored = layout.stored_bytes()
+    readers: SimpleQueue[DirectReader] = SimpleQueue()  # those that no thread uses
+
+    def hash_encoded(rows: range) -> list[bytes]:
+        return [digest_of(stored(row)) for row in rows]
+
+    def hash_raw(rows: range) -> list[bytes]:
+        reader = readers.get()
+        try:
+            content = reader.read(layout.image_offset + rows.start * row_bytes, len(rows) * row_bytes)
+            return [digest_of(content[row * row_bytes :][:row_bytes]) for row in range(len(rows))]
+        finally:
+            readers.put(reader)
+
+    with contextlib.ExitStack() as stack:
+        if raw:
+            for _ in range(workers):
+                readers.put(stack.enter_context(DirectReader(layout.path, together * row_bytes, cached)))
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        while group := list(islice(blocks, 16 * workers)):  # not all at once, so that memory is bounded
+            yield from pool.map(hash_raw if raw else hash_encoded, group)
 
 
 def recipe_of(generation: Generation) -> dict:
