@@ -97,9 +97,9 @@ class DirectReader:
             except OSError as error:
                 _accept(error, self._file.fileno())
                 continue
-            if not count:
-                break
             found += count
+            if not count or count % PAGE:
+                break  # the end of the file
         return self._buffer[before : min(found, wanted)]
 
 
