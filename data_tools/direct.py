@@ -103,6 +103,12 @@ class DirectReader:
         return self._buffer[before : min(found, wanted)]
 
 
+def ask_ahead(descriptor: int, begin: int, length: int) -> None:
+    """Have a stretch of a file read into the page cache, without waiting for it, where the system can."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, begin, length, os.POSIX_FADV_WILLNEED)
+
+
 def _round_up(length: int) -> int:
     return -(-length // PAGE) * PAGE
 

@@ -12,11 +12,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, tee, zip_longest
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from data_tools.sources import Reader
 
 Box = tuple[int, int, int, int]
 Job = tuple[ImageFile, Box | None]
-CHUNK_BYTES = 2**20  # of results that travel together
+CHUNK_BYTES = 2 * 2**20  # of results that travel together
 SERIAL_BELOW = 64  # jobs; starting processes takes longer than so few images
 
 
@@ -99,13 +99,13 @@ def process_all(
             yield process(job, settings, reader)
         return
     chunk, slots = _chunk_and_slots(settings, workers)
-    chunks = _chunks(first, jobs, chunk)
+    chunks = _with_later(_chunks(first, jobs, chunk), slots)
     exchange = Exchange(scratch, slots, chunk * settings.row_bytes)
     pool = _Pool(settings, reader, exchange, workers)
     waiting: deque[tuple[list[Job], int, Future]] = deque()
     try:
-        for slot, group in zip(range(exchange.slots), chunks):  # noqa: B905 (the shorter one counts)
-            waiting.append((group, slot, pool.submit(group, slot)))
+        for slot, (group, later) in zip(range(slots), chunks):  # noqa: B905 (the shorter one counts)
+            waiting.append((group, slot, pool.submit(group, slot, later)))
         while waiting:
             group, slot, future = waiting.popleft()
             try:
@@ -115,8 +115,8 @@ def process_all(
                 yield from _process_alone(group, slot, settings, reader, exchange)
                 pool = _Pool(settings, reader, exchange, workers)
                 waiting = deque((other, slot, pool.submit(other, slot)) for other, slot, _ in waiting)
-            for other in islice(chunks, 1):
-                waiting.append((other, slot, pool.submit(other, slot)))
+            for other, later in islice(chunks, 1):
+                waiting.append((other, slot, pool.submit(other, slot, later)))
     finally:
         pool.close()
         exchange.remove()
@@ -137,6 +137,12 @@ def _chunks(first: list[Job], rest: Iterator[Job], size: int) -> Iterator[list[J
         yield first[begin : begin + size]
     while chunk := list(islice(rest, size)):
         yield chunk
+
+
+def _with_later(chunks: Iterator[list[Job]], distance: int) -> Iterator[tuple[list[Job], list[Job]]]:
+    """Each chunk with the one that comes so many chunks later, whose files the disk can begin to read."""
+    these, those = tee(chunks)
+    return zip_longest(these, islice(those, distance, None), fillvalue=[])
 
 
 def _process_alone(
@@ -160,7 +166,7 @@ class Exchange:
     """A file in which workers leave stored images: a slot for each group of jobs under way, used again and again."""
 
     def __init__(self, path: Path, slots: int, slot_bytes: int):
-        self.path, self.slots, self.slot_bytes = path, slots, slot_bytes
+        self.path, self.slot_bytes = path, slot_bytes
         with open(path, "wb") as file:
             for _ in range(slots):  # with real zeros, so that a full disk shows here and not in a worker
                 file.write(bytes(slot_bytes))
@@ -208,12 +214,12 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(workers, context, _start_worker, (settings, reader, exchange))
 
-    def submit(self, jobs: list[Job], slot: int) -> Future:
+    def submit(self, jobs: list[Job], slot: int, later: Sequence[Job] = ()) -> Future:
         """The future of `_work`. It may start a process, which is born deaf to Ctrl-C: the parent decides."""
         resource_tracker.ensure_running()  # before the mask, which it would lift
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self._executor.submit(_work, jobs, slot)
+            return self._executor.submit(_work, jobs, slot, later)
         except BrokenProcessPool as error:  # found out by the caller when its turn comes
             failed: Future = Future()
             failed.set_exception(error)
@@ -247,7 +253,8 @@ def _keep_freed_memory() -> None:
     mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: serve blocks up to 32 MiB from it
 
 
-def _work(jobs: list[Job], slot: int) -> list[tuple[Outcome, int]]:
+def _work(jobs: list[Job], slot: int, later: Sequence[Job]) -> list[tuple[Outcome, int]]:
     assert _worker is not None
     settings, reader, exchange = _worker
+    reader.prefetch(file for file, _ in later)
     return exchange.leave((process(job, settings, reader) for job in jobs), slot)

@@ -7,11 +7,13 @@ import stat
 import tarfile
 import unicodedata
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from data_tools.archives import ArchiveReader, list_tar, list_zip
+from data_tools.direct import ask_ahead
 from data_tools.folders import ImageFile, Listing, Problem, SourceError, scan
 from data_tools.images import read_file
 from data_tools.labels import LABEL_FILE, LIST_SUFFIXES, read_label_file, read_list
@@ -23,6 +25,9 @@ class Reader(Protocol):
     def read(self, file: ImageFile) -> bytes:
         """The bytes of a file; raises `ImageError`."""
 
+    def prefetch(self, files: Iterable[ImageFile]) -> None:
+        """Ask the disk, without waiting, for files that will be read soon."""
+
 
 class FolderReader:
     """Reads files of the file system."""
@@ -30,6 +35,16 @@ class FolderReader:
     def read(self, file: ImageFile) -> bytes:
         """The bytes of a file; `ImageError` with a short reason where that fails."""
         return read_file(file.where)
+
+    def prefetch(self, files: Iterable[ImageFile]) -> None:
+        """Ask the disk, without waiting, for files that will be read soon."""
+        for file in files:
+            with contextlib.suppress(OSError):  # which `read` will report
+                descriptor = os.open(file.where, os.O_RDONLY | os.O_NONBLOCK)
+                try:
+                    ask_ahead(descriptor, 0, file.size)
+                finally:
+                    os.close(descriptor)
 
 
 @dataclass

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_tools import archives, processing, sources
 from data_tools.folders import SourceError, scan
 from data_tools.schema import open_dataset
-from data_tools.sources import open_source
+from data_tools.sources import FolderReader, open_source
 from tests.data_tools.conftest import encoded, picture, write_classes
 
 EXPECTED = ["axolotl"] * 3 + ["cat"] * 5 + ["dog"] * 4
@@ -328,3 +329,59 @@ def test_names_in_a_zip_may_be_unmarked_utf_8(tmp_path: Path, command):
     assert open_source(tmp_path / "x.zip").listing.class_names == ["caf\u00e9", "cat", "ネコ"]
     assert command(tmp_path / "x.zip", "--size", 8, "--out", tmp_path / "f.h5")[0] == 0
     assert open_dataset(tmp_path / "f.h5").header.images == 3
+
+
+class RecordingReader(FolderReader):
+    """Notes in a file, from any process, what it is asked for."""
+
+    def __init__(self, notes: Path):
+        self.notes = notes
+
+    def note(self, *words: str) -> None:
+        with open(self.notes, "a") as file:
+            file.write(" ".join(words) + "\n")
+
+    def read(self, file):
+        self.note("read", file.path)
+        return super().read(file)
+
+    def prefetch(self, files):
+        files = list(files)
+        self.note("ahead", *[file.path for file in files])
+        super().prefetch(files)
+
+
+def test_the_disk_is_asked_ahead_for_every_file_but_the_first(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(processing, "CHUNK_BYTES", 5 * 16 * 16 * 3)
+    files = scan(write_classes(tmp_path / "src", {"a": 50, "b": 63})).files
+    reader, settings = RecordingReader(tmp_path / "notes"), processing.ImageSettings(size=16)
+    outcomes = processing.process_all(((file, None) for file in files), settings, reader, 2, tmp_path / "scratch")
+    assert sum(not outcome.reason for outcome in outcomes) == 113
+    asked, read = [], []
+    for line in (tmp_path / "notes").read_text().splitlines():
+        kind, *paths = line.split(" ")
+        if kind == "read":
+            read += paths
+            assert paths[0] in asked or paths[0] in [file.path for file in files[:40]]
+        else:
+            asked += paths
+    assert sorted(asked) == sorted(file.path for file in files[40:])  # eight groups of five are under way at once
+    assert sorted(read) == sorted(file.path for file in files)
+
+
+@pytest.mark.parametrize("name", ["stored.zip", "pets.tar", "of-tars.tar", ""])
+def test_what_is_asked_for_ahead_is_what_will_be_read(name: str, pets: Path, tmp_path: Path, monkeypatch):
+    source = open_source(ARCHIVES[name](pets, tmp_path / name) if name else pets)
+    asked: list[bytes] = []
+
+    def ask_ahead(descriptor: int, begin: int, length: int) -> None:
+        asked.append(os.pread(descriptor, length + 100, begin))  # a zip has a header before each member
+
+    monkeypatch.setattr(archives, "ask_ahead", ask_ahead)
+    monkeypatch.setattr(sources, "ask_ahead", ask_ahead)
+    files = source.listing.files
+    missing = files[0]._replace(where="none" if isinstance(files[0].where, str) else (10**9, 5))
+    source.reader.prefetch([missing, *files])
+    assert len(asked) in (12, 13)
+    for file, stretch in zip(files, asked[-12:], strict=True):
+        assert (pets / file.path).read_bytes() in stretch
