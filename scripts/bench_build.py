@@ -3,7 +3,7 @@
 Writes JPEG files of 512 px to a temporary folder. Each round measures one process that decodes and resizes with Pillow
 alone, the same in as many threads and processes as there are cores, and `build-dataset` from start to end. Starting
 processes takes about a second, so large data sets come closest: `--images 20000 --rounds 1`. On a machine with other
-work to do, compare processor time instead of images per second.
+work to do, compare processor time instead of images per second. With `--cold`, files have to come from the disk.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from PIL import Image
 
 SOURCE_SIZE = 512
 DISTINCT = 64
-SAMPLE = 300  # files for the ways that use Pillow alone
+SAMPLE = 500  # files, of all classes, for the ways that use Pillow alone
 
 
 def write_pictures(root: Path, images: int, classes: int = 20) -> None:
@@ -95,10 +95,12 @@ def plain(paths: list[Path], size: int) -> int:
     return len(paths)
 
 
-def rate(work: Callable[[], int]) -> float:
-    """Images per second of some work that returns its number of images."""
-    began = time.perf_counter()
-    return work() / (time.perf_counter() - began)
+def forget(paths: list[Path]) -> None:
+    """Drop files from the page cache."""
+    os.sync()
+    for path in paths:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def processor_time() -> float:
@@ -107,7 +109,7 @@ def processor_time() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def measure_round(paths: list[Path], folder: Path, size: int, workers: int) -> dict[str, float]:
+def measure_round(paths: list[Path], folder: Path, size: int, workers: int, cold: bool) -> dict[str, float]:
     """Images per second of each way of doing the work, next to each other in time, and processor seconds per image."""
     from data_tools.cli import main
 
@@ -119,24 +121,26 @@ def measure_round(paths: list[Path], folder: Path, size: int, workers: int) -> d
             raise SystemExit(code)
         return len(paths)
 
-    sample = paths[:SAMPLE]
-    shares = [sample[start::workers] for start in range(workers)] * 2
+    def measured(work: Callable[[], int]) -> tuple[float, float]:
+        """Images per second, and processor seconds per image, of some work that returns its number of images."""
+        if cold:
+            forget(paths)
+        began, used = time.perf_counter(), processor_time()
+        images = work()
+        return images / (time.perf_counter() - began), (processor_time() - used) / images
+
+    sample = paths[:: max(1, len(paths) // SAMPLE)]
+    shares = [sample[start :: 2 * workers] for start in range(2 * workers)]
     context = multiprocessing.get_context("spawn")
     with ThreadPoolExecutor(workers) as threads, ProcessPoolExecutor(workers, context) as processes:
         list(processes.map(plain, [sample[:1]] * workers, [size] * workers))  # starts them
-        with_threads = rate(lambda: sum(threads.map(plain, shares, [size] * len(shares))))
-        with_processes = rate(lambda: sum(processes.map(plain, shares, [size] * len(shares))))
+        with_threads, _ = measured(lambda: sum(threads.map(plain, shares, [size] * len(shares))))
+        with_processes, _ = measured(lambda: sum(processes.map(plain, shares, [size] * len(shares))))
     # One process right before and right after the build, since machines that others share, or that slow down when they
     # are warm, do not stay as fast as they were.
-    began = processor_time()
-    before = rate(lambda: plain(sample, size))
-    plain_seconds = processor_time() - began
-    began = processor_time()
-    built = rate(build)
-    build_seconds = (processor_time() - began) / len(paths)
-    began = processor_time()
-    one = (before + rate(lambda: plain(sample, size))) / 2
-    plain_seconds = (plain_seconds + processor_time() - began) / len(sample) / 2
+    before = measured(lambda: plain(sample, size))
+    built, build_seconds = measured(build)
+    one, plain_seconds = np.mean([before, measured(lambda: plain(sample, size))], axis=0).tolist()
     rates = {"one": one, "threads": with_threads, "processes": with_processes, "build": built}
     return {**rates, "plain seconds": plain_seconds, "build seconds": build_seconds}
 
@@ -147,6 +151,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="repetitions (default %(default)s)")
     parser.add_argument("--size", type=int, default=256, help="pixels per side of the data file (default %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
+    parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before each way")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -155,7 +160,9 @@ def run(options: argparse.Namespace) -> None:
         folder = Path(name)
         write_pictures(folder / "pictures", options.images)
         paths = sorted((folder / "pictures").rglob("*.jpg"))
-        rounds = [measure_round(paths, folder, options.size, options.workers) for _ in range(options.rounds)]
+        rounds = [
+            measure_round(paths, folder, options.size, options.workers, options.cold) for _ in range(options.rounds)
+        ]
     print(f"{options.images} JPEG files of {SOURCE_SIZE} px to {options.size} px, {options.workers} workers")
     print(f"{'':32}images/s   of cores x one process")
     names = {"one": "one process, Pillow alone", "threads": "threads, Pillow alone"}
