@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from data_tools.direct import BUFFER_BYTES, DirectReader, DirectWriter
 from data_tools.folders import ImageFile, Problem
 from data_tools.journal import Ledger, Workspace
 from data_tools.processing import Box, ImageSettings, Outcome, process_all, scratch_bytes
@@ -36,7 +36,6 @@ from data_tools.sources import Reader
 from data_tools.tables import byte_count
 from data_tools.writer import Contents, complete_raw, image_offset, write_encoded
 
-COPY_BYTES = 16 * 2**20
 ROW_BYTES_BESIDE = 256  # of labels, digests and paths, for each image, about
 
 
@@ -109,11 +108,8 @@ class Build:
             self._check_raw_space(block + base_bytes)
             with open(self.workspace.images, "wb") as images:
                 images.truncate(block)
-                images.seek(block)
-                if base_bytes:
-                    _copy(base.path, base.image_offset, base_bytes, images)
-                images.flush()
-                os.fsync(images.fileno())
+            if base_bytes:
+                _append_part(base.path, base.image_offset, base_bytes, self.workspace.images)
             self.workspace.begin(identity)
         self.workspace.resume(self._offset)
         self.resumed = self.workspace.ledger.done
@@ -287,13 +283,13 @@ def _nothing_usable(files: Sequence[ImageFile], ledger: Ledger) -> str:
     return f"none of the {len(files)} files is a usable image; the first, {files[index].path}: {reason}."
 
 
-def _copy(path: Path, offset: int, length: int, target: BinaryIO) -> None:
-    with open(path, "rb") as source:
-        source.seek(offset)
-        while length:
-            piece = source.read(min(COPY_BYTES, length))
-            target.write(piece)
-            length -= len(piece)
+def _append_part(source: Path, offset: int, length: int, target: Path) -> None:
+    """Append a stretch of one file to another, and wait for the disk."""
+    with DirectReader(source, BUFFER_BYTES) as reader, DirectWriter(target) as writer:
+        for begin in range(0, length, BUFFER_BYTES):
+            writer.write(reader.read(offset + begin, min(BUFFER_BYTES, length - begin)))
+        writer.flush()
+        os.fsync(writer.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
