@@ -123,11 +123,11 @@ class Workspace:
         if self.journal.exists():
             with open(self.journal, "rb") as lines:
                 for line in lines:
-                    entry = _parse(line)
-                    if entry is None or used + entry[1] > available:
+                    outcome, length = _parse(line, self.ledger.done)
+                    if outcome is None or used + length > available:
                         break
-                    self.ledger.add(*entry)
-                    used += entry[1]
+                    self.ledger.add(outcome, length)
+                    used += length
                     whole += len(line)
         for path, length in ((self.images, offset + used), (self.journal, whole)):
             with open(path, "ab") as file:
@@ -146,16 +146,17 @@ class Workspace:
             try:
                 for outcome in outcomes:
                     images.write(outcome.stored)
+                    lines.append(_line(outcome, self.ledger.done))
                     self.ledger.add(outcome, len(outcome.stored))
-                    lines.append(_line(outcome))
                     written += len(outcome.stored)
                     progress(outcome)
                     if written > SYNC_BYTES or time.monotonic() - synced > SYNC_SECONDS:
                         if syncing:
                             syncing.result()
                         images.flush()
-                        syncing = beside.submit(_sync, images, journal, lines)
-                        lines, written, synced = [], 0, time.monotonic()
+                        batch, lines = lines, []  # first, so that no interruption can write a line twice
+                        syncing = beside.submit(_sync, images, journal, batch)
+                        written, synced = 0, time.monotonic()
             finally:
                 if syncing:
                     syncing.result()
@@ -177,26 +178,31 @@ def _sync(images: DirectWriter, journal: BinaryIO, lines: list[bytes]) -> None:
     journal.flush()
 
 
-def _line(outcome: Outcome) -> bytes:
+def _line(outcome: Outcome, index: int) -> bytes:
+    """What became of the file of this index in the plan."""
+    entry: dict = {"file": index}
     if outcome.reason:
-        entry: dict = {"skip": outcome.reason}
+        entry["skip"] = outcome.reason
     else:
-        entry = {"digest": outcome.digest.hex(), "bytes": len(outcome.stored)}
+        entry |= {"digest": outcome.digest.hex(), "bytes": len(outcome.stored)}
         entry["source"] = [outcome.width, outcome.height, outcome.side]
         if outcome.remarks:
             entry["remarks"] = outcome.remarks
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
-def _parse(line: bytes) -> tuple[Outcome, int] | None:
-    """The outcome (without its image) and the number of its stored bytes, or None for a torn line."""
+def _parse(line: bytes, index: int) -> tuple[Outcome | None, int]:
+    """The outcome (without its image) of the file of this index and the number of its stored bytes.
+
+    None for a torn line and for that of another file.
+    """
     try:
-        entry = json.loads(line) if line.endswith(b"\n") else None
-        if entry is None:
-            return None
+        entry = json.loads(line) if line.endswith(b"\n") else {}
+        if entry.get("file") != index:
+            return None, 0
         if "skip" in entry:
             return Outcome(reason=entry["skip"]), 0
         digest, remarks = bytes.fromhex(entry["digest"]), tuple(entry.get("remarks", ()))
         return Outcome(b"", digest, *entry["source"], remarks), entry["bytes"]
-    except (ValueError, KeyError, TypeError):
-        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None, 0

@@ -216,3 +216,87 @@ def test_ctrl_c_is_one_line_whenever_it_comes(crowd: Path, tmp_path: Path, comma
     arguments[-1] = str(tmp_path / "whole.h5")
     assert command(*arguments)[0] == 0
     assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def outcomes_of(count: int) -> list[processing.Outcome]:
+    """Every third file is left out; the others are images of different lengths."""
+    made = []
+    for index in range(count):
+        stored = bytes([index]) * (40 + index)
+        image = processing.Outcome(stored, schema.digest_of(stored), 10 + index, 20, 10, ("odd",) * (index % 2))
+        made.append(processing.Outcome(reason=f"bad {index}") if index % 3 == 2 else image)
+    return made
+
+
+def test_ctrl_c_at_any_line_of_recording_leaves_a_true_journal(tmp_path: Path, monkeypatch):
+    """An interruption may lose what came last, which is done again; it never attributes it to another file."""
+    monkeypatch.setattr(journal, "SYNC_SECONDS", 0.0)
+    outcomes, code = outcomes_of(8), journal.Workspace.record.__code__
+    whole, tried = journal.Ledger(), 0
+    for outcome in outcomes:
+        whole.add(outcome, len(outcome.stored))
+
+    def interrupts(at: int):
+        passed = 0
+
+        def trace(frame, event, argument):
+            nonlocal passed
+            if frame.f_code is not code:
+                return None
+            if event == "line":
+                passed += 1
+                if passed == at:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    while True:
+        tried += 1
+        with journal.Workspace(tmp_path / f"{tried}.h5") as workspace:
+            workspace.begin({})
+            workspace.images.touch()
+            sys.settrace(interrupts(tried))
+            try:
+                workspace.record(iter(outcomes), lambda outcome: None)
+                break  # it went through
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+        with journal.Workspace(tmp_path / f"{tried}.h5") as workspace:
+            workspace.resume(0)
+            ledger, done = workspace.ledger, workspace.ledger.done
+            assert ledger.skipped == [entry for entry in whole.skipped if entry[0] < done]
+            assert ledger.remarks == [entry for entry in whole.remarks if entry[0] < done]
+            images = len(ledger.files)
+            for name in ("files", "lengths", "widths", "heights", "sides"):
+                assert getattr(ledger, name) == getattr(whole, name)[:images]
+            stored = b"".join(outcome.stored for outcome in outcomes[:done])
+            assert workspace.images.read_bytes() == stored
+            workspace.record(iter(outcomes[done:]), lambda outcome: None)
+            assert workspace.images.read_bytes().startswith(b"".join(outcome.stored for outcome in outcomes))
+    assert tried > 50
+
+
+@pytest.mark.parametrize("spoil", ["images", "line", "twice", "order"])
+def test_a_journal_counts_as_far_as_it_is_true(spoil: str, tmp_path: Path):
+    outcomes = outcomes_of(6)
+    with journal.Workspace(tmp_path / "f.h5") as workspace:
+        workspace.images.touch()
+        workspace.record(iter(outcomes), lambda outcome: None)
+        lines = workspace.journal.read_bytes().splitlines(keepends=True)
+        if spoil == "images":  # lost by the disk after the lines were written
+            os.truncate(workspace.images, 40 + 41 + 43)
+        lines[3:] = {"images": lines[3:], "line": [lines[3][:-9]], "twice": [lines[2], *lines[3:]]}.get(
+            spoil, [lines[4], lines[3], lines[5]]
+        )
+        workspace.journal.write_bytes(b"".join(lines))
+    with journal.Workspace(tmp_path / "f.h5") as workspace:
+        workspace.resume(0)
+        assert workspace.ledger.done == (4 if spoil == "images" else 3)
+        assert workspace.journal.read_bytes() == b"".join(lines[: workspace.ledger.done])
+        assert workspace.images.stat().st_size == sum(
+            len(outcome.stored) for outcome in outcomes[: workspace.ledger.done]
+        )
