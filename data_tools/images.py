@@ -84,6 +84,9 @@ def open_picture(data: bytes, background: str = "#ffffff") -> Picture:
         if profile:
             image = _to_srgb(image, profile, picture.remarks)
         picture.image = _flatten(image, background)
+        # What is left there are colour profiles and comments. Pillow's encoders would write them into stored files:
+        # equal pixels would no longer be equal bytes, and a profile made by lcms even holds the time of day.
+        picture.image.info.clear()
     except ImageError:
         raise
     except Exception as error:
