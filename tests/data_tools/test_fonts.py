@@ -75,7 +75,7 @@ def test_without_a_font_for_all_letters_the_one_with_most_is_taken(monkeypatch):
     assert fonts._has(fonts.OWN, "a")
     latin = font_that_has("ü")
     only(monkeypatch, latin)
-    assert font_for("ü\U000e0fff", 20).path == latin
+    assert font_for("ü\U000fbcde", 20).path == latin
     only(monkeypatch)
     assert is_own(font_for(JAPANESE, 20))
 
