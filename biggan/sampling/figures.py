@@ -6,11 +6,14 @@ import io
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, PngImagePlugin
+
+from data_tools.fonts import font_for
 
 GAP = 2
 BACKGROUND = (255, 255, 255)
@@ -34,20 +37,20 @@ def labelled_rows(images: np.ndarray, names: Sequence[str]) -> Image.Image:
     rows, columns, height, _, _ = images.shape
     assert rows == len(names)
     body = grid(images.reshape(-1, *images.shape[2:]), columns)
-    font = ImageFont.load_default(size=max(10, min(24, height // 3)))
-    texts = [printable(name) for name in names]
-    margin = 8 + max(round(font.getlength(text)) for text in texts)
+    texts = [shortened(name) for name in names]
+    fonts = [font_for(text, max(10, min(24, height // 3))) for text in texts]
+    margin = 8 + max(math.ceil(font.getlength(text)) for font, text in zip(fonts, texts, strict=True))
     canvas = Image.new("RGB", (margin + body.width, body.height), BACKGROUND)
     canvas.paste(body, (margin, 0))
     draw = ImageDraw.Draw(canvas)
-    for row, text in enumerate(texts):
+    for row, (font, text) in enumerate(zip(fonts, texts, strict=True)):
         draw.text((margin - 4, row * (height + GAP) + height // 2), text, fill=INK, font=font, anchor="rm")
     return canvas
 
 
-def printable(name: str, longest: int = 28) -> str:
-    """`name` as the built-in font can draw it: characters beyond Latin-1 become '?', long names end in '...'."""
-    text = name.encode("latin-1", "replace").decode("latin-1")
+def shortened(name: str, longest: int = 28) -> str:
+    """`name` in one line; a long one ends in '...'."""
+    text = " ".join(unicodedata.normalize("NFC", name).split())
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 

@@ -10,9 +10,10 @@ from biggan.latents import Stream
 from biggan.models import build_generator
 from biggan.models.norm import batch_norms
 from biggan.sampling import standing
-from biggan.sampling.figures import grid, labelled_rows, read_settings, save_png
+from biggan.sampling.figures import grid, labelled_rows, read_settings, save_png, shortened
 from biggan.sampling.generate import class_latents, generate, to_uint8
 from biggan.sampling.truncation import truncated_latents
+from data_tools.fonts import font_for
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,18 @@ def test_figures_keep_every_pixel_and_carry_their_settings(tmp_path):
     assert read_settings(tmp_path / "deep" / "x.png") == {"seed": 1, "name": "美"}
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x.png"]
     assert Image.open(tmp_path / "deep" / "x.png").size == rows.size
+
+
+@pytest.mark.parametrize("names", [("Zürich", "Zörich"), ("青い猫", "青い犬"), ("e\u0301", "e\u0300")])
+def test_names_in_any_script_can_be_told_apart(names):
+    if not isinstance(font_for("".join(names), 20).path, str):  # it is Pillow's own
+        pytest.skip("no font of this system has these letters")
+    picture = np.asarray(labelled_rows(np.zeros((2, 1, 64, 64, 3), np.uint8), names))
+    first, second = picture[:64, :-64], picture[66:, :-64]
+    assert first.min() < 255
+    assert not np.array_equal(first, second)
+
+
+def test_a_name_is_written_in_one_line_of_bounded_length():
+    assert shortened("two\nlines  and\ttabs") == "two lines and tabs"
+    assert shortened("x" * 29) == "x" * 25 + "..."
