@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_tools.classes import RuleError
 from data_tools.folders import composed
-from data_tools.labels import csv_rows
+from data_tools.labels import csv_rows, normal_path
 
 COLUMNS = ["path", "x0", "y0", "x1", "y1"]
 
@@ -12,7 +12,7 @@ COLUMNS = ["path", "x0", "y0", "x1", "y1"]
 def read_boxes(path: Path) -> dict[str, tuple[int, int, int, int]]:
     """Path below the source -> (x0, y0, x1, y1) in pixels of the upright image, from a CSV file of those columns.
 
-    Paths are in composed Unicode.
+    Paths are in composed Unicode, without "./".
     """
     try:
         rows = list(csv_rows(path.read_text(encoding="utf-8-sig")))
@@ -25,8 +25,8 @@ def read_boxes(path: Path) -> dict[str, tuple[int, int, int, int]]:
         box = _box(cells)
         if box is None:
             raise RuleError(f"box file {path}, line {number}: expected {','.join(COLUMNS)}, found {','.join(cells)!r}.")
-        if boxes.setdefault(composed(cells[0]), box) != box:
-            raise RuleError(f"box file {path}, line {number}: a second box for {cells[0]}.")
+        if boxes.setdefault(composed(normal_path(cells[0])), box) != box:
+            raise RuleError(f"box file {path}, line {number}: a second box for {cells[0]!r}.")
     return boxes
 
 

@@ -4,23 +4,33 @@ import contextlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.images import looks_like_image
+from data_tools.images import ImageError, looks_like_image
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"}
     | {".apng", ".png", ".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"}
 )
 IGNORED_NAMES = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "lost+found"})
-SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "images", "data"})
+TRAIN_NAMES = ("train", "training")
+SPLIT_NAMES = frozenset({*TRAIN_NAMES, "val", "valid", "validation", "test", "testing", "dev", "images", "data"})
 
 
 class SourceError(ValueError):
     """A source of images that cannot be used; the message is one sentence for the user."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))  # names in it may hold anything
+
+
+def gone(path: str | os.PathLike, reason: str) -> SourceError:
+    """What to raise in mid-build for a folder or archive that could be read when it was listed."""
+    advice = "bring it back and give the same command again, it goes on from here"
+    return SourceError(f"{os.fspath(path)} can no longer be read: {reason}; {advice}.")
 
 
 class ImageFile(NamedTuple):
@@ -83,7 +93,7 @@ def scan(root: str | os.PathLike) -> Listing:
         raise SourceError(f"{root} is not a folder of class folders.")
     walk = _Walk(root)
     walk.run()
-    files = without_others(walk.files, walk.problems, _head)
+    files = without_others(walk.files, walk.problems, head)
     listing = Listing(files, walk.problems, sorted(walk.classes - {file.class_name for file in files}))
     check_depth(listing, str(root))
     return listing
@@ -112,14 +122,16 @@ def check_depth(listing: Listing, source: str) -> None:
     classes = "one class" if len(names) == 1 else f"{len(names)} classes"
     shown = ", ".join(map(repr, deeper[:3])) + (" ..." if len(deeper) > 3 else "")
     what = f"{classes}, {' and '.join(map(repr, names[:3]))}, whose folder holds folders ({shown})"
-    instead = os.path.join(source, names[0])
+    best = next((name for name in names if name.lower() in TRAIN_NAMES), names[0])
+    instead = os.path.join(source, best)
     if all(file.path.count("/") > 1 for file in listing.files):
         raise SourceError(
             f"{source} would give {what}: pass {instead} instead, and merge those folders with --merge if they are one "
             "class."
         )
-    if names[0].lower() in SPLIT_NAMES:
-        listing.warnings.append(f"{source} gives {what}; if these are the classes, pass {instead} instead.")
+    if best.lower() in SPLIT_NAMES:
+        warning = f"{source} gives {what}; if these are the classes, pass {instead} instead."
+        listing.warnings.append(printable(warning))
 
 
 LOOSE = "outside any class folder"
@@ -237,20 +249,39 @@ def readable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def printable(text: str) -> str:
+    """A name or path with control characters, which a terminal would obey, written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def files_below(root: Path) -> Iterator[ImageFile]:
+    """The regular files below a folder, by place alone; hidden ones, clutter and links to folders are passed over."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not is_ignored(name)]
+        for name in names:
+            where = os.path.join(folder, name)
+            if not is_ignored(name) and os.path.isfile(where):
+                yield ImageFile(readable(os.path.relpath(where, root)), "", 0, 0, where)
+
+
 def without_others(
     files: Iterable[ImageFile], problems: list[Problem], read_head: Callable[[ImageFile], bytes]
 ) -> list[ImageFile]:
     """Keep the files that have the suffix of an image or, by `read_head`, begin like one, and list the others."""
     kept = []
     for file in files:
-        if os.path.splitext(file.path)[1].lower() in IMAGE_SUFFIXES or looks_like_image(read_head(file)):
-            kept.append(file)
-        else:
-            problems.append(Problem(file.path, "not an image"))
+        try:
+            if os.path.splitext(file.path)[1].lower() in IMAGE_SUFFIXES or looks_like_image(read_head(file)):
+                kept.append(file)
+            else:
+                problems.append(Problem(file.path, "not an image"))
+        except ImageError as error:
+            problems.append(Problem(file.path, str(error)))
     return kept
 
 
-def _head(file: ImageFile) -> bytes:
+def head(file: ImageFile) -> bytes:
+    """The first bytes of a file of the file system, or none."""
     try:
         with open(file.where, "rb") as opened:
             return opened.read(16)

@@ -3,32 +3,42 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data_tools.folders import SourceError, class_name_of
 
 LABEL_FILE = "dataset.json"
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+NO_LABEL = f"has no label in {LABEL_FILE}"
+NO_NAME = re.compile("\0|[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]|[\ud800-\udfff]")
 
 
-def read_label_file(content: bytes) -> dict[str, str] | None:
+def read_label_file(content: bytes, shown: str) -> dict[str, str] | None:
     """Path -> class name from the text of a dataset.json, or None if it holds no labels.
 
     Its labels are numbers; their names are padded with zeros, so that the order of names is the order of numbers.
+    `shown` is what messages call the file.
     """
     try:
-        labels = json.loads(content)["labels"]
-        if labels is None:
+        pairs = dict(json.loads(content, object_pairs_hook=list))["labels"]  # objects as pairs: {"path.png": 3} too
+        if pairs is None:
             return None
-        pairs = list(labels.items() if isinstance(labels, dict) else labels)
-        numbers = [int(label) for _, label in pairs]
-        names = [str(name) for name, _ in pairs]
-    except (ValueError, TypeError, KeyError) as error:
+        pairs = [(name, label) for name, label in pairs]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         problem = 'it should read {"labels": [["path.png", 3], ...]} or {"labels": null}'
-        raise SourceError(f"{LABEL_FILE} cannot be understood: {problem}.") from error
-    width = len(str(max(numbers, default=0)))
-    return {name: f"{number:0{width}d}" for name, number in zip(names, numbers, strict=True)}
+        raise SourceError(f"{shown} cannot be understood: {problem}.") from error
+    numbers: dict[str, int] = {}
+    for entry, (name, number) in enumerate(pairs, 1):
+        where = f"{shown}, label {entry}"
+        if type(number) is not int or number < 0:
+            raise SourceError(f"{where}: the label of {name!r} is {number!r}, but labels are whole numbers from 0 on.")
+        name = _checked_path(name, where)
+        if numbers.setdefault(name, number) != number:
+            raise SourceError(f"{where}: {name!r} has label {number} here and {numbers[name]} before.")
+    width = len(str(max(numbers.values(), default=0)))
+    return {name: f"{number:0{width}d}" for name, number in numbers.items()}
 
 
 def read_list(path: Path) -> dict[str, str]:
@@ -44,12 +54,32 @@ def read_list(path: Path) -> dict[str, str]:
     rows = _json_lines(path, text) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_lines(path, text)
     labels: dict[str, str] = {}
     for number, name, label in rows:
-        if "\0" in name + label or not (name + label).isprintable():
-            raise SourceError(f"{path}, line {number}: {name!r} or {label!r} holds characters that no name can hold.")
-        label = class_name_of(label)
+        where = f"{path}, line {number}"
+        name, label = _checked_path(name, where), class_name_of(_checked(label, where))
         if labels.setdefault(name, label) != label:
-            raise SourceError(f"{path}, line {number}: {name} is of class {label!r} here and {labels[name]!r} before.")
+            raise SourceError(f"{where}: {name} is of class {label!r} here and {labels[name]!r} before.")
     return labels
+
+
+def normal_path(name: str) -> str:
+    """A path in its one spelling: without "./" and doubled slashes."""
+    return str(PurePosixPath(name))
+
+
+def _checked_path(name: object, where: str) -> str:
+    return normal_path(_checked(name, where))
+
+
+def _checked(name: object, where: str) -> str:
+    """A path or class name that files and tables can hold. Raises `SourceError`."""
+    if not isinstance(name, str) or not name.strip():
+        raise SourceError(f"{where}: {name!r} is not a name.")
+    found = NO_NAME.search(name)
+    if found:
+        letter = found[0]
+        kind = "NUL" if letter == "\0" else "a surrogate" if "\ud800" <= letter <= "\udfff" else "a line break"
+        raise SourceError(f"{where}: {name!r} holds {kind} ({letter!r}), which is not allowed in names.")
+    return name
 
 
 PATH_NAMES = ("path", "file", "file_name", "filename", "image")
@@ -100,14 +130,14 @@ def _json_lines(path: Path, text: str) -> list[tuple[int, str, str]]:
         try:
             record = json.loads(line)
             rows.append((number, _field(record, PATH_NAMES), _field(record, CLASS_NAMES)))
-        except (ValueError, TypeError, KeyError) as error:
-            problem = 'expected {"path": "...", "class": "..."}'
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            problem = 'expected {"path": "...", "class": "..."}, text or whole numbers,'
             raise SourceError(f"{path}, line {number}: {problem} but found {line[:80]!r}.") from error
     return rows
 
 
 def _field(record: dict, names: tuple[str, ...]) -> str:
-    for name in names:
-        if name in record:
-            return str(record[name])
-    raise KeyError(names[0])
+    value = record[next((name for name in names if name in record), names[0])]
+    if type(value) not in (str, int):  # a bool is an int, too
+        raise TypeError(f"{value!r} is no name")
+    return str(value)

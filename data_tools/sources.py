@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import posixpath
 import stat
 import tarfile
 import unicodedata
@@ -12,18 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from data_tools.archives import ArchiveReader, list_tar, list_zip
+from data_tools.archives import TarReader, ZipReader, list_tar, list_zip
 from data_tools.direct import ask_ahead
-from data_tools.folders import ImageFile, Listing, Problem, SourceError, scan
-from data_tools.images import read_file
-from data_tools.labels import LABEL_FILE, LIST_SUFFIXES, read_label_file, read_list
+from data_tools.folders import (
+    ImageFile,
+    Listing,
+    Problem,
+    SourceError,
+    composed,
+    files_below,
+    gone,
+    head,
+    scan,
+    without_others,
+)
+from data_tools.images import ImageError, read_file
+from data_tools.labels import LABEL_FILE, LIST_SUFFIXES, NO_LABEL, read_label_file, read_list
 
 
 class Reader(Protocol):
     """Gives the bytes of a listed file; it travels to worker processes, so it can be pickled."""
 
     def read(self, file: ImageFile) -> bytes:
-        """The bytes of a file; raises `ImageError`."""
+        """The bytes of a file; raises `ImageError`, or `SourceError` if the whole source is gone."""
 
     def prefetch(self, files: Iterable[ImageFile]) -> None:
         """Ask the disk, without waiting, for files that will be read soon."""
@@ -33,8 +45,12 @@ class FolderReader:
     """Reads files of the file system."""
 
     def read(self, file: ImageFile) -> bytes:
-        """The bytes of a file; `ImageError` with a short reason where that fails."""
-        return read_file(file.where)
+        """The bytes of a file; `ImageError` with a short reason where that fails, `SourceError` if all would."""
+        try:
+            return read_file(file.where)
+        except ImageError:
+            _check_folder(os.path.dirname(os.path.realpath(file.where)))
+            raise
 
     def prefetch(self, files: Iterable[ImageFile]) -> None:
         """Ask the disk, without waiting, for files that will be read soon."""
@@ -45,6 +61,16 @@ class FolderReader:
                     ask_ahead(descriptor, 0, file.size)
                 finally:
                     os.close(descriptor)
+
+
+def _check_folder(folder: str) -> None:
+    """Raise `SourceError` if a folder that held files is gone; that of a disk is still there, but empty."""
+    try:
+        with os.scandir(folder) as entries:
+            if next(entries, None) is None:
+                raise gone(folder, "it is empty")
+    except OSError as error:
+        raise gone(folder, (error.strerror or str(error)).lower()) from error
 
 
 @dataclass
@@ -60,28 +86,52 @@ class Source:
 def open_source(path: str | os.PathLike) -> Source:
     """List a folder of class folders, a zip or tar of them, a CSV or JSON-lines list, or a dataset.json.
 
-    Raises `SourceError` with one sentence when it cannot be used.
+    A path that goes on behind an archive, such as x.zip/train, is that of a folder in it. Raises `SourceError` with
+    one sentence when it cannot be used.
     """
     path = Path(path)
-    if not path.exists():
+    if not _split(path)[0].exists():
         raise SourceError(f"{path} does not exist: pass a folder of class folders, an archive of them, or a list.")
     if path.name == LABEL_FILE:
         path = path.parent
-    name = path.resolve().name
     if path.is_dir():
-        label_file = path / LABEL_FILE
-        labels = read_label_file(label_file.read_bytes()) if os.path.isfile(label_file) else None
-        listing = scan(path) if labels is None else _listed(labels, path, LABEL_FILE)
-        return Source(path, name, listing, FolderReader())
-    name = name.removesuffix(path.suffix)
-    if path.suffix.lower() in LIST_SUFFIXES:
+        return Source(path, path.resolve().name, _list_folder(path), FolderReader())
+    file, folder = _split(path)
+    name = (posixpath.basename(folder) or file.resolve().stem).removesuffix(".tar")
+    if file.suffix.lower() in LIST_SUFFIXES and not folder:
         return Source(path, name, _listed(read_list(path), path.parent, path.name), FolderReader())
-    reader = ArchiveReader(path.resolve())
-    if zipfile.is_zipfile(path):
-        return Source(path, name, list_zip(path, reader), reader)
-    if tarfile.is_tarfile(path):
-        return Source(path, name.removesuffix(".tar"), list_tar(path, reader), reader)
+    if file.is_file() and zipfile.is_zipfile(file):
+        reader = ZipReader(file.resolve())
+        return Source(path, name, list_zip(file, folder, reader), reader)
+    if file.is_file() and tarfile.is_tarfile(file):
+        reader = TarReader(file.resolve())
+        return Source(path, name, list_tar(file, folder, reader), reader)
     raise SourceError(f"{path} is not a folder, a zip, a tar, or a list that ends in {', '.join(LIST_SUFFIXES)}.")
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """The file that a path leads to or through, and the rest of it."""
+    for parent in path.parents:
+        if parent.is_file():
+            return parent, path.relative_to(parent).as_posix()
+    return path, ""
+
+
+def _list_folder(path: Path) -> Listing:
+    label_file = path / LABEL_FILE
+    if not label_file.is_file():
+        return scan(path)
+    try:
+        labels = read_label_file(label_file.read_bytes(), str(label_file))
+    except OSError as error:
+        raise SourceError(f"{label_file} cannot be read: {error.strerror}.") from error
+    if labels is None:
+        return scan(path)
+    listing = _listed(labels, path, LABEL_FILE)
+    known = {composed(name) for name in (LABEL_FILE, *labels)}
+    others = [file for file in files_below(path) if composed(file.path) not in known]
+    listing.problems += [Problem(file.path, NO_LABEL) for file in without_others(others, listing.problems, head)]
+    return listing
 
 
 def _listed(labels: dict[str, str], root: Path, list_name: str) -> Listing:

@@ -1,17 +1,26 @@
 """Where images come from: folders and their mistakes, archives, lists."""
 
+import contextlib
+import errno
 import io
+import itertools
 import json
 import os
+import pickle
+import re
+import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_tools import archives, processing, sources
+from data_tools import archives, commands, processing, sources
+from data_tools.boxes import read_boxes
 from data_tools.folders import SourceError, scan
+from data_tools.images import ImageError
 from data_tools.schema import open_dataset
 from data_tools.sources import FolderReader, open_source
 from tests.data_tools.conftest import encoded, picture, write_classes
@@ -34,6 +43,7 @@ def test_classes_are_in_alphabetical_order_and_files_below_them_in_order_of_path
         (["train/cat", "train/dog"], "train"),
         (["images/cat"], "images"),
         (["train/cat", "train/dog", "val/cat", "val/dog"], "train"),
+        (["dev/cat", "test/cat", "Training/cat"], "Training"),
     ],
 )
 def test_a_folder_one_level_too_high_is_refused_with_the_right_one(folders, instead, tmp_path: Path, command):
@@ -177,13 +187,287 @@ def test_damaged_and_compressed_archives_are_named(pets: Path, tmp_path: Path, c
     assert "dog/0003.png: cannot be read from the archive: Bad CRC-32" in out
 
 
+def add_to_tar(archive: tarfile.TarFile, name: str, data: bytes, **fields: object) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def write_archive(path: Path, members: dict[str, bytes]) -> Path:
+    """A zip or tar, by the suffix of the path."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, data in members.items():
+                add_to_tar(archive, name, data)
+    return path
+
+
+PNG = encoded(picture(1), "PNG")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("top", ["", "top/", "./top/"])
+def test_a_folder_of_an_archive_is_a_source(kind: str, top: str, tmp_path: Path, command):
+    folders = ("test/cat", "test/dog", "train/cat", "train/dog")
+    members = {f"{top}{folder}/{name}.png": PNG for folder in folders for name in "ab"}
+    archive = write_archive(tmp_path / f"x.{kind}", members | {f"{top}loose.txt": b"notes"})
+    whole = archive / top.removeprefix("./")
+    code, _, err = command(archive, "--dry-run")
+    assert code == 1
+    assert f"pass {whole / 'train'} instead" in err
+    source = open_source(whole / "train")
+    assert source.name == "train"
+    assert source.listing.entries == [("cat/a.png", 0), ("cat/b.png", 0), ("dog/a.png", 1), ("dog/b.png", 1)]
+    assert source.listing.problems == []
+    assert source.reader.read(source.listing.files[0]) == PNG
+    with pytest.raises(SourceError, match=r"holds images \(2\) but no class folders"):
+        open_source(whole / "train" / "cat")
+    with pytest.raises(SourceError, match="holds no folder 'tra'"):
+        open_source(archive / "tra")
+
+
+def test_a_folder_of_an_archive_is_not_looked_into_for_another(tmp_path: Path):
+    archive = write_archive(tmp_path / "x.zip", {"train/cat/young/a.png": PNG, "test/cat/young/a.png": PNG})
+    with pytest.raises(SourceError, match="would give one class, 'cat', whose folder holds folders"):
+        open_source(archive / "train")
+
+
+def test_nothing_lies_behind_a_list(pets: Path):
+    with pytest.raises(SourceError, match=r"list.csv/cat is not a folder, a zip"):
+        open_source(write_list(pets, "csv") / "cat")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_of_an_archive_have_one_spelling(kind: str, tmp_path: Path):
+    names = ("./cat/a.png", "/cat/b.png", "dog//c.png", "dog/./d.png", "../e.png", "cat/../dog/f.png", "./cat//b.png")
+    listing = open_source(write_archive(tmp_path / f"x.{kind}", dict.fromkeys(names, PNG))).listing
+    assert listing.entries == [("cat/a.png", 0), ("cat/b.png", 0), ("dog/c.png", 1), ("dog/d.png", 1)]
+    assert sorted(map(tuple, listing.problems)) == [
+        ("../e.png", "its path leads out of its folder"),
+        ("cat/../dog/f.png", "its path leads out of its folder"),
+        ("cat/b.png", "twice in the archive: the last one is used"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("top", ["", "top/"])
+def test_clutter_of_archives_is_passed_over_and_hidden_classes_are_listed(kind: str, top: str, tmp_path: Path):
+    clutter = (".DS_Store", "cat/._a.png", "cat/Thumbs.db", "__MACOSX/cat/._a.png", "cat/.git/b.png")
+    names = ("cat/a.png", ".hack/a.png", ".hack/b.png", *clutter)
+    listing = open_source(write_archive(tmp_path / f"x.{kind}", {top + name: PNG for name in names})).listing
+    assert listing.entries == [("cat/a.png", 0)]
+    assert [tuple(problem) for problem in listing.problems] == [(".hack", "hidden folder: rename it if it is a class")]
+
+
+def test_links_and_damaged_tars_in_a_tar_are_listed(tmp_path: Path):
+    inner = tar_of(write_classes(tmp_path / "dog", {"x": 1}), tmp_path / "dog.tar").read_bytes()
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        add_to_tar(archive, "cat/a.png", PNG)
+        add_to_tar(archive, "./cat/soft.png", b"", type=tarfile.SYMTYPE, linkname="a.png")
+        add_to_tar(archive, "cat/hard.png", b"", type=tarfile.LNKTYPE, linkname="cat/a.png")
+        add_to_tar(archive, "rubbish.tar", b"rubbish" * 200)
+        add_to_tar(archive, "dog.tar", inner)
+        add_to_tar(archive, "out.tar", write_archive(tmp_path / "out.tar", {"../dog/a.png": PNG}).read_bytes())
+    listing = open_source(tmp_path / "x.tar").listing
+    assert listing.entries == [("cat/a.png", 0), ("dog/x/0000.png", 1)]
+    problems = {problem.path: problem.reason for problem in listing.problems}
+    assert problems.pop("rubbish.tar").startswith("not a readable tar file: ")
+    assert problems == {
+        "cat/soft.png": "a link inside an archive",
+        "cat/hard.png": "a link inside an archive",
+        "out/../dog/a.png": "its path leads out of its folder",
+    }
+
+
+def test_encrypted_members_are_listed(tmp_path: Path):
+    write_archive(tmp_path / "x.zip", {"cat/a.png": PNG, "cat/secret.png": PNG})
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1  # a flag of the last member in the list at the end
+    (tmp_path / "x.zip").write_bytes(data)
+    listing = open_source(tmp_path / "x.zip").listing
+    assert listing.entries == [("cat/a.png", 0)]
+    assert [tuple(problem) for problem in listing.problems] == [("cat/secret.png", "encrypted")]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_a_zip_is_left_out_alone(method: int, pets: Path, tmp_path: Path, command):
+    picture(99).save(pets / "dog" / "readme", "PNG")
+    archive = zip_of(pets, tmp_path / "pets.zip", method=method)
+    with zipfile.ZipFile(archive, "a", method) as opened:
+        opened.write(pets / "dog" / "readme", "dog/readme")
+        places = [opened.getinfo(name).header_offset + 30 + len(name) for name in ("dog/0003.png", "dog/readme")]
+    data = bytearray(archive.read_bytes())
+    for place in places:
+        data[place + 5 : place + 45] = b"\xff" * 40
+    archive.write_bytes(data)
+    code, out, _ = command(archive, "--size", 8, "--out", tmp_path / "f.h5", "--no-report")
+    assert code == 0
+    assert "dog/0003.png: cannot be read from the archive: " in out
+    assert "dog/readme: " in out
+    assert open_dataset(tmp_path / "f.h5").header.images == 11
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_of_more_than_a_gib_are_left_out(kind: str, tmp_path: Path, monkeypatch):
+    source = open_source(write_archive(tmp_path / f"x.{kind}", {"cat/a.png": PNG}))
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", len(PNG))
+    assert source.reader.read(source.listing.files[0]) == PNG
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", len(PNG) - 1)
+    with pytest.raises(ImageError, match="larger than 1 GiB"):
+        source.reader.read(source.listing.files[0])
+
+
+def test_a_member_of_a_tar_that_ends_early_is_left_out(tmp_path: Path):
+    source = open_source(write_archive(tmp_path / "x.tar", {"cat/a.png": PNG}))
+    late = source.listing.files[0]._replace(where=(source.reader.size - 10, 20), size=20)
+    with pytest.raises(ImageError, match="cut short"):
+        source.reader.read(late)
+
+
+def test_a_zip_whose_list_is_damaged_is_named(tmp_path: Path):
+    write_archive(tmp_path / "x.zip", {"cat/\u00e9.png": PNG})
+    data = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(data.replace("\u00e9".encode(), b"\xff\xff"))
+    with pytest.raises(SourceError, match="is not a readable zip file"):
+        open_source(tmp_path / "x.zip")
+
+
+def in_another_process(reader):
+    """A reader as a process that was started late gets it."""
+    return pickle.loads(pickle.dumps(reader))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_that_is_gone_or_changed_ends_the_build(kind: str, tmp_path: Path, monkeypatch):
+    path = write_archive(tmp_path / f"x.{kind}", {"cat/a.png": PNG})
+    source = open_source(path)
+    file, status, content = source.listing.files[0], path.stat(), path.read_bytes()
+    path.rename(tmp_path / "away")
+    with pytest.raises(SourceError, match=r"can no longer be read: no such file or directory; .* it goes on from here"):
+        in_another_process(source.reader).read(file)
+    (tmp_path / "away").rename(path)
+    assert in_another_process(source.reader).read(file) == PNG
+    os.utime(path, ns=(0, 0))
+    for reader in (source.reader, in_another_process(source.reader)):
+        with pytest.raises(SourceError, match="has changed since it was listed"):
+            reader.read(file)
+    path.write_bytes(content[:100])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for reader in (source.reader, in_another_process(source.reader)):
+        with pytest.raises(SourceError, match="has changed since it was listed"):
+            reader.read(file)
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source.reader.read(file) == PNG
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", failing)
+    monkeypatch.setattr(zipfile.ZipFile, "open", failing)
+    with pytest.raises(SourceError, match="can no longer be read: input/output error"):
+        source.reader.read(file)
+
+
+def test_files_that_are_gone_end_the_build_only_with_their_folder(pets: Path):
+    (pets / "link").symlink_to(pets.parent / "outside", target_is_directory=True)
+    write_classes(pets.parent, {"outside": 2})
+    source = open_source(pets)
+    files = {file.path: file for file in source.listing.files}
+    (pets / "cat" / "0000.png").unlink()
+    with pytest.raises(ImageError, match="no such file or directory"):
+        source.reader.read(files["cat/0000.png"])
+    for path in (pets / "cat").iterdir():
+        path.unlink()
+    with pytest.raises(SourceError, match=r"cat can no longer be read: it is empty; bring it back"):
+        source.reader.read(files["cat/0000.png"])
+    (pets.parent / "outside").rename(pets.parent / "elsewhere")
+    with pytest.raises(SourceError, match=r"outside can no longer be read: no such file"):
+        source.reader.read(files["link/0000.png"])
+
+
+def build_with_a_mishap(arguments: tuple, mishap: Callable[[], object], command, monkeypatch) -> tuple[int, str, str]:
+    """Run build-dataset, with few files under way at once, and have something happen after the twentieth."""
+    advance, calls = commands.Progress.advance, itertools.count(1)
+
+    def advancing(progress) -> None:
+        advance(progress)
+        if next(calls) == 20:
+            mishap()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processing, "CHUNK_BYTES", 5 * 8 * 8 * 3)
+        patch.setattr(commands.Progress, "advance", advancing)
+        return command(*arguments)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_that_goes_away_stops_the_build_until_it_is_back(
+    workers: int, crowd: Path, tmp_path: Path, command, monkeypatch
+):
+    source, away = shutil.copytree(crowd, tmp_path / "crowd"), tmp_path / "away"
+    arguments = (source, "--size", 8, "--workers", workers, "--no-report", "--out")
+    mishap = build_with_a_mishap((*arguments, tmp_path / "f.h5"), lambda: source.rename(away), command, monkeypatch)
+    code, _, err = mishap
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "crowd/a can no longer be read: no such file or directory; bring it back and give the same" in err
+    assert not (tmp_path / "f.h5").exists()
+    assert command(*arguments, tmp_path / "f.h5")[0] == 1  # there is nothing to list yet
+    away.rename(source)
+    code, out, err = command(*arguments, tmp_path / "f.h5")
+    assert (code, err) == (0, "")
+    assert re.search(r"Going on after [2-9]\d of 150 files", out)
+    assert command(*arguments, tmp_path / "whole.h5")[0] == 0
+    assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("zip", 1), ("tar", 2)])
+def test_an_archive_that_is_cut_stops_the_build_until_it_is_whole(
+    kind: str, workers: int, crowd: Path, tmp_path: Path, command, monkeypatch
+):
+    members = {str(path.relative_to(crowd)): path.read_bytes() for path in crowd.glob("*/*.png")}
+    source = write_archive(tmp_path / f"crowd.{kind}", members)
+    content, modified = source.read_bytes(), source.stat().st_mtime_ns
+    arguments = (source, "--size", 8, "--workers", workers, "--no-report", "--out", tmp_path / "f.h5")
+    code, _, err = build_with_a_mishap(arguments, lambda: os.truncate(source, 1000), command, monkeypatch)
+    assert code == 1
+    assert f"{source} has changed since it was listed" in err
+    source.write_bytes(content)
+    os.utime(source, ns=(modified, modified))
+    code, out, _ = command(*arguments)
+    assert code == 0
+    assert re.search(r"Going on after [2-9]\d of 150 files", out)
+    assert command(*arguments[:-1], tmp_path / "whole.h5")[0] == 0
+    assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_names_do_harm_in_no_message(tmp_path: Path, command):
+    name = "\x1b[2J\nred"
+    write_classes(tmp_path / "src", {f"{name}/{name}": 1})
+    write_classes(tmp_path / "stray", {"train": 1, f"train/{name}": 1})
+    (tmp_path / f"{name}.csv").write_text("a.png\n")
+    write_archive(tmp_path / f"{name}.zip", {f"{name}/{name}/a.png": PNG, f"other/{name}/a.png": PNG})
+    for source in (tmp_path / "src", tmp_path / "stray", tmp_path / f"{name}.csv", tmp_path / name):
+        with contextlib.suppress(SourceError):
+            assert all(warning.isprintable() for warning in open_source(source).listing.warnings)
+            continue
+        with pytest.raises(SourceError) as caught:
+            open_source(source)
+        assert str(caught.value).isprintable()
+        assert str(in_another_process(caught.value)) == str(caught.value)
+
+
 def test_a_path_twice_in_an_archive_counts_once(tmp_path: Path):
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         for seed in (1, 2):
-            data = encoded(picture(seed), "PNG")
-            info = tarfile.TarInfo("cat/same.png")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+            add_to_tar(archive, "cat/same.png", encoded(picture(seed), "PNG"))
     source = open_source(tmp_path / "x.tar")
     assert [problem.reason for problem in source.listing.problems] == ["twice in the archive: the last one is used"]
     assert source.reader.read(source.listing.files[0]) == encoded(picture(2), "PNG")
@@ -214,17 +498,38 @@ def test_lists_name_paths_and_classes(kind: str, pets: Path):
         ("x.csv", "cat/0000.png\n", "line 1: expected path,class"),
         ("x.csv", "cat/0000.png,a\ncat/0000.png,b\n", "line 2: .* is of class 'b' here and 'a' before"),
         ("x.csv", "nowhere.png,a\n", "names no file that exists"),
-        ("x.csv", 'cat/0000.png,"a\ncat/0001.png,b\n', "characters that no name can hold"),
+        ("x.csv", "./cat/0000.png,a\ncat//0000.png,b\n", "line 2: cat/0000.png is of class 'b' here and 'a' before"),
+        ("x.csv", 'cat/0000.png,"a\ncat/0001.png,b\n', "line 2: .* holds a line break"),
         ("x.jsonl", '{"path": 3}\n', "line 1: expected"),
         ("x.jsonl", '"path class"\n', "line 1: expected"),
-        ("x.jsonl", '{"path": "a\\u0000", "class": "b"}\n', "line 1: .*characters that no name can hold"),
-        ("x.jsonl", '{"path": "a", "class": "\\ud800"}\n', "line 1: .*characters that no name can hold"),
+        ("x.jsonl", '{"path": "a\\u0000", "class": "b"}\n', r"line 1: 'a\\x00' holds NUL"),
+        ("x.jsonl", '{"path": "a", "class": "\\ud800"}\n', "line 1: .* holds a surrogate"),
+        ("x.jsonl", '{"path": "a", "class": "b\\u2029"}\n', "line 1: .* holds a line break"),
+        ("x.jsonl", '{"path": "a", "class": null}\n', "line 1: expected .*null"),
+        ("x.jsonl", '{"path": "a", "class": ["a"]}\n', "line 1: expected"),
+        ("x.jsonl", '{"path": "a", "class": true}\n', "line 1: expected"),
+        ("x.jsonl", '{"path": "a", "class": 0.5}\n', "line 1: expected"),
+        ("x.jsonl", '{"path": "a", "class": "a"}\n{"path": "a", "class": " "}\n', "line 2: ' ' is not a name"),
+        ("x.jsonl", "[" * 100_000, "line 1: expected"),
     ],
 )
 def test_wrong_lists_name_the_line(name: str, text: str, message: str, pets: Path):
     (pets / name).write_text(text)
     with pytest.raises(SourceError, match=message):
         open_source(pets / name)
+
+
+def test_lists_hold_all_names_that_folders_can_have(tmp_path: Path):
+    names = ("wide\u3000space", "no\u00a0break", "👩\u200d🎨", "soft\u00adhyphen", "a\tb")
+    write_classes(tmp_path, dict.fromkeys(names, 1))
+    lines = [json.dumps({"path": f"{name}/0000.png", "class": name}) for name in names]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    assert open_source(tmp_path / "x.jsonl").listing.class_names == scan(tmp_path).class_names == sorted(names)
+
+
+def test_a_path_spelled_twice_in_a_list_is_one_image(pets: Path):
+    (pets / "x.csv").write_text("cat/0000.png,a\n./cat/0000.png,a\ncat/./0001.png,a\n")
+    assert open_source(pets / "x.csv").listing.entries == [("cat/0000.png", 0), ("cat/0001.png", 0)]
 
 
 def test_a_list_tells_which_files_are_missing(pets: Path):
@@ -263,9 +568,74 @@ def test_label_files_keep_their_numbers_in_order(packed: str, tmp_path: Path, co
 def test_a_label_file_without_labels_leaves_the_folders_to_speak(pets: Path):
     (pets / "dataset.json").write_text('{"labels": null}')
     assert open_source(pets).listing.class_names == ["axolotl", "cat", "dog"]
-    (pets / "dataset.json").write_text('{"labels": [["a.png", "x"]]}')
-    with pytest.raises(SourceError, match="cannot be understood"):
-        open_source(pets)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"labels": 3}', "cannot be understood"),
+        ('{"labels": [["a.png"]]}', "cannot be understood"),
+        ('["labels"]', "cannot be understood"),
+        ("[" * 100_000, "cannot be understood"),
+        ('{"labels": [["a.png", "x"]]}', "label 1: the label of 'a.png' is 'x', but labels are whole numbers"),
+        ('{"labels": [["a.png", 0], ["b.png", 0.9]]}', "label 2: the label of 'b.png' is 0.9, but"),
+        ('{"labels": [["a.png", true]]}', "is True, but labels are whole numbers"),
+        ('{"labels": [["a.png", -1]]}', "is -1, but labels are whole numbers"),
+        ('{"labels": [["a.png", 1], ["./a.png", 2]]}', "label 2: 'a.png' has label 2 here and 1 before"),
+        ('{"labels": {"a.png": 1, "a.png": 2}}', "label 2: 'a.png' has label 2 here and 1 before"),
+        ('{"labels": [["a\\u0000", 1]]}', "label 1: .* holds NUL"),
+        ('{"labels": [["a\\ud800", 1]]}', "label 1: .* holds a surrogate"),
+        ('{"labels": [[3, 1]]}', "label 1: 3 is not a name"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_wrong_label_file_is_refused(text: str, message: str, packed: bool, pets: Path, tmp_path: Path):
+    (pets / "dataset.json").write_text(text)
+    source = pets
+    if packed:
+        source = tmp_path / "x.zip"
+        with zipfile.ZipFile(source, "w") as archive:
+            archive.write(pets / "dataset.json", "dataset.json")
+    with pytest.raises(SourceError, match=message):
+        open_source(source)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_label_file_may_be_an_object_and_images_that_it_lacks_are_listed(packed: bool, pets: Path, tmp_path: Path):
+    labels = {"cat/0000.png": 1, "./dog/0000.png": 0, "dog/none.png": 0, ".hidden/labelled.png": 1}
+    (pets / ".hidden").mkdir()
+    for name in ("labelled.png", "unlabelled.png"):
+        picture(1).save(pets / ".hidden" / name)
+    for name in {path.parent.name for path in pets.glob("*/0001.png")}:
+        (pets / name / "0001.png").unlink()
+    (pets / "cat" / "notes.txt").write_text("notes")
+    source = pets
+    if packed:
+        source = zip_of(pets, tmp_path / "x.zip", "top/")
+        with zipfile.ZipFile(source, "a") as archive:
+            archive.write(pets / "cat" / "notes.txt", "top/cat/notes.txt")
+            archive.writestr("top/dataset.json", json.dumps({"labels": labels}))
+    (pets / "dataset.json").write_text(json.dumps({"labels": labels}))
+    listing = open_source(source).listing
+    assert listing.entries == [("dog/0000.png", 0), (".hidden/labelled.png", 1), ("cat/0000.png", 1)]
+    reasons = {problem.path: problem.reason for problem in listing.problems}
+    assert reasons.pop("dog/none.png").startswith("in dataset.json, but ")
+    assert reasons.pop("cat/notes.txt") == "not an image"
+    rest = ["axolotl/0000.png", "axolotl/0002.png", "cat/0002.png", "cat/0003.png", "cat/0004.png"]
+    rest += ["dog/0002.png", "dog/0003.png"]
+    assert reasons == dict.fromkeys(rest, "has no label in dataset.json")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_label_file_of_other_images_is_refused(packed: bool, pets: Path, tmp_path: Path):
+    (pets / "dataset.json").write_text('{"labels": [["none.png", 3]]}')
+    source = pets
+    if packed:
+        source = zip_of(pets, tmp_path / "x.zip")
+        with zipfile.ZipFile(source, "a") as archive:
+            archive.write(pets / "dataset.json", "dataset.json")
+    with pytest.raises(SourceError, match=r"dataset.json.* names no file"):
+        open_source(source)
 
 
 def test_a_folder_that_cannot_be_read_is_listed(pets: Path):
@@ -277,7 +647,7 @@ def test_a_folder_that_cannot_be_read_is_listed(pets: Path):
 
 def test_columns_of_a_list_are_found_by_their_header(pets: Path):
     (pets / "x.csv").write_text('id,label,image\n7,"b, or\u2028c",cat/0000.png\n8,a,cat/0001.png\n', encoding="utf-8")
-    with pytest.raises(SourceError, match=r"line 2: .*characters that no name can hold"):
+    with pytest.raises(SourceError, match=r"line 2: .* holds a line break \('\\u2028'\)"):
         open_source(pets / "x.csv")
     (pets / "x.csv").write_text('id,label,image\n7,"b, or c",cat/0000.png\n8,a,cat/0001.png\n')
     assert open_source(pets / "x.csv").listing.entries == [("cat/0001.png", 0), ("cat/0000.png", 1)]
@@ -297,6 +667,11 @@ def test_lists_and_boxes_may_spell_accents_otherwise_than_the_file_system(tmp_pa
     assert "2 files in 1 class" in out
     assert "1 of 2 files have no box" in err
     assert "not in use" not in err
+
+
+def test_boxes_may_spell_paths_otherwise_than_a_list(tmp_path: Path):
+    (tmp_path / "boxes.csv").write_text("./cat/a.png,0,0,9,9\ncat//b.png,0,0,9,9\n")
+    assert list(read_boxes(tmp_path / "boxes.csv")) == ["cat/a.png", "cat/b.png"]
 
 
 def test_a_zip_with_separators_of_windows(tmp_path: Path, pets: Path):
