@@ -1,7 +1,8 @@
 """Builds a data file: restartable, and whole and verified before it gets its name.
 
 with Build(plan) as build:
-    build.process(progress)           # the long part; goes on where an interrupted build stopped
+    build.copy_base()                 # only where a file grows
+    build.process(workers)            # the long part; goes on where an interrupted build stopped
     result = build.assemble()         # the finished file, still under a temporary name, verified
     build.publish()                   # now it appears
 """
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +21,9 @@ import numpy as np
 
 from data_tools.direct import BUFFER_BYTES, DirectReader, DirectWriter
 from data_tools.folders import ImageFile, Problem
-from data_tools.journal import Ledger, Workspace
+from data_tools.journal import WORK, Ledger, Workspace
 from data_tools.processing import Box, ImageSettings, Outcome, process_all, scratch_bytes
+from data_tools.request import difference
 from data_tools.schema import (
     DIGEST_BYTES,
     SCHEMA_VERSION,
@@ -28,6 +31,7 @@ from data_tools.schema import (
     Generation,
     Header,
     Layout,
+    digest_of,
     fingerprints,
     open_dataset,
     verify,
@@ -58,6 +62,7 @@ class Plan:
     boxes: dict[str, Box] = field(default_factory=dict)
     dedupe: bool = False
     base: Layout | None = None  # the file that grows
+    overwrite: bool = False  # whether a file of this name, or the beginnings of one, may be lost
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,12 @@ class Build:
     def __init__(self, plan: Plan):
         self.plan = plan
         self.workspace = Workspace(plan.out)
-        self.resumed = 0  # files that an interrupted build had dealt with
-        self.discarded = False  # whether the work of another plan was in the way
-        self._offset = 0
-        raw = plan.settings.store == "raw"  # then the images are where they belong in the finished file
-        self._candidate = self.workspace.images if raw else self.workspace.folder / "encoded.h5"
+        self._identity = {"recipe": plan.recipe, "inputs": plan.inputs, "creator": creator(), "all": _digest(plan)}
+        self._raw = plan.settings.store == "raw"  # then the images are where they belong in the finished file
+        self._candidate = self.workspace.images if self._raw else self.workspace.folder / "encoded.h5"
+        self._published = False
+        self._block = 0  # where the images of the finished file begin
+        self._offset = 0  # where new images begin
 
     def __enter__(self) -> "Build":
         self.plan.out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,24 +101,84 @@ class Build:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._published:
+            self.workspace.remove()
         self.workspace.__exit__()
 
     def _prepare(self) -> None:
-        raw, base = self.plan.settings.store == "raw", self.plan.base
-        block = image_offset(self.workspace.folder, self.plan.settings.size) if raw else 0
-        base_bytes = base.header.images * self.plan.settings.row_bytes if raw and base else 0
-        self._offset = block + base_bytes
-        identity = {"plan": _identity(self.plan), "offset": self._offset}
-        if not self.workspace.matches(identity):
-            self.discarded = self.workspace.clear()
-            self._check_raw_space(block + base_bytes)
-            with open(self.workspace.images, "wb") as images:
-                images.truncate(block)
-            if base_bytes:
-                _append_part(base.path, base.image_offset, base_bytes, self.workspace.images)
-            self.workspace.begin(identity)
+        self._check_output()
+        self.workspace.clear(WORK)  # of scratch files, which would count against the space on the disk
+        base = self.plan.base
+        self._block = image_offset(self.workspace.folder, self.plan.settings.size) if self._raw else 0
+        self._offset = self._block + (base.header.images * self.plan.settings.row_bytes if self._raw and base else 0)
+        self._identity["offset"] = self._offset
+        if self.workspace.plan == self._identity:
+            self.workspace.resume(self._offset)
+            return
+        if self.workspace.worked and not self.plan.overwrite:
+            raise BuildError(self._in_the_way())
+        self.workspace.clear()
+        self._check_raw_space(self._offset)
+        with open(self.workspace.images, "wb") as images:
+            images.truncate(self._block)
+        if not self.copies:
+            self._begin()
+
+    def _begin(self) -> None:
+        self.workspace.begin(self._identity)
         self.workspace.resume(self._offset)
-        self.resumed = self.workspace.ledger.done
+
+    def _check_output(self) -> None:
+        """Another build may have ended while the source was listed."""
+        out, base = self.plan.out, self.plan.base
+        if base and open_dataset(out).header.fingerprint != base.header.fingerprint:
+            raise BuildError(f"{out} has changed while its source was listed: give the command again.")
+        if out.exists() and not base and not self.plan.overwrite:
+            raise BuildError(f"{out} has appeared while its source was listed: give the command again.")
+
+    def _in_the_way(self) -> str:
+        found, folder = self.workspace.plan, self.workspace.folder
+        if found.get("creator") != creator():
+            which = f"by {found.get('creator', 'an older version')} instead of {creator()}"
+        elif found["recipe"] != self.plan.recipe:
+            which = f"with other settings ({difference(json.loads(found['recipe']), json.loads(self.plan.recipe))})"
+        else:
+            which = "of other files"
+        return (
+            f"{folder} holds the work of an interrupted build {which}: give its command again to go on, or "
+            f"{'delete that folder' if self.plan.base else 'add --overwrite'} to start afresh."
+        )
+
+    @property
+    def resumed(self) -> int:
+        """Files that have been dealt with, at first by an interrupted build."""
+        return self.workspace.ledger.done
+
+    @property
+    def copies(self) -> bool:
+        """Whether the images of a file that grows have to be copied first."""
+        return self._offset > self._block and not self.workspace.plan
+
+    def copy_base(self, progress: Callable[[int], None] = lambda rows: None) -> None:
+        """Copy the images of a "raw" file that grows, unless that is done. Raises `BuildError` if it is damaged.
+
+        `progress` is called with the number of rows copied so far.
+        """
+        if not self.copies:
+            return
+        base, row_bytes = self.plan.base, self.plan.settings.row_bytes
+        together = max(1, BUFFER_BYTES // row_bytes)
+        with DirectReader(base.path, together * row_bytes) as reader, DirectWriter(self.workspace.images) as writer:
+            for row in range(0, base.header.images, together):
+                rows = min(together, base.header.images - row)
+                content = reader.read(base.image_offset + row * row_bytes, rows * row_bytes)
+                for index in range(rows):
+                    _check_base(base, row + index, content[index * row_bytes : (index + 1) * row_bytes])
+                writer.write(content)
+                progress(row + rows)
+            writer.flush()
+            os.fsync(writer.fileno())
+        self._begin()
 
     def _check_raw_space(self, beside: int) -> None:
         """The size of a raw file is known in advance, so that a full disk need not be met halfway."""
@@ -135,10 +201,10 @@ class Build:
         if workers > 1 and ledger.done < len(plan.files):
             self._check_raw_space(scratch_bytes(plan.settings, workers))
         jobs = ((file, plan.boxes.get(file.path)) for file in plan.files[ledger.done :])
-        outcomes = process_all(jobs, plan.settings, plan.reader, workers, self.workspace.folder / "scratch")
-        if plan.dedupe:
-            outcomes = self._without_duplicates(outcomes)
-        self.workspace.record(outcomes, progress)
+        scratch = self.workspace.folder / "scratch"
+        # Closed here, since the collector of garbage would end the workers at any time and in any thread.
+        with closing(process_all(jobs, plan.settings, plan.reader, workers, scratch)) as outcomes:
+            self.workspace.record(self._without_duplicates(outcomes) if plan.dedupe else outcomes, progress)
 
     def _without_duplicates(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
         """Replace images that are stored already, bit for bit, by the reason to leave them out."""
@@ -165,15 +231,10 @@ class Build:
         assert ledger.done == len(plan.files)
         if not ledger.files:
             self.workspace.remove()
-            if plan.base is None:
-                raise BuildError(_nothing_usable(plan.files, ledger))
-            raise BuildError(
-                f"there is nothing to append to {plan.out}: none of the {len(plan.files)} new files is usable."
-            )
+            raise BuildError(_nothing_usable(plan, ledger))
         contents, lost = _contents_of(plan, ledger)
         if plan.settings.store == "raw":
-            block = self._offset - (plan.base.header.images * plan.settings.row_bytes if plan.base else 0)
-            complete_raw(self._candidate, contents, block)
+            complete_raw(self._candidate, contents, self._block)
         else:
             self._candidate.unlink(missing_ok=True)
             kept = plan.base.path.stat().st_size if plan.base else 0
@@ -184,33 +245,35 @@ class Build:
             layout = open_dataset(self._candidate)
             verify(layout, workers, progress, cached=False)
         except DatasetError as error:
-            self.workspace.clear()
-            raise BuildError(f"{plan.out} was not written correctly, start again: {error}") from error
-        skipped = [Problem(plan.files[index].path, reason) for index, reason in ledger.skipped]
+            again = f"try the same command once more, and if that fails too delete {self.workspace.folder}"
+            raise BuildError(f"{plan.out} was not written correctly: {error} Instead, {again}.") from error
         remarks = [Problem(plan.files[index].path, remark) for index, remark in ledger.remarks]
         sizes = np.stack([np.array(column, np.int32) for column in (ledger.widths, ledger.heights, ledger.sides)], 1)
-        return Result(layout, len(ledger.files), skipped, remarks, sizes, lost)
+        return Result(layout, len(ledger.files), self.skipped, remarks, sizes, lost)
+
+    @property
+    def skipped(self) -> list[Problem]:
+        """The files that were left out so far, and why."""
+        return [Problem(self.plan.files[index].path, reason) for index, reason in self.workspace.ledger.skipped]
 
     def _stored_rows(self) -> Iterator[bytes]:
         if self.plan.base:
             stored = self.plan.base.stored_bytes()
-            yield from (stored(row) for row in range(self.plan.base.header.images))
+            for row in range(self.plan.base.header.images):
+                content = stored(row)
+                _check_base(self.plan.base, row, content)
+                yield content
         with open(self.workspace.images, "rb") as images:
             images.seek(self._offset)
             for length in self.workspace.ledger.lengths:
                 yield images.read(length)
 
-    def publish(self, report: Path | None = None) -> Layout:
-        """Give the file (and a finished report folder, if any) its name, and remove the working folder."""
-        out = self.plan.out
-        if report is not None:
-            target = out.with_name(out.name + ".report")
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(report, target)
-        os.replace(self._candidate, out)
-        _sync_folder(out.parent)
-        self.workspace.remove()
-        return open_dataset(out)
+    def publish(self) -> Layout:
+        """Give the file its name."""
+        os.replace(self._candidate, self.plan.out)
+        _sync_folder(self.plan.out.parent)
+        self._published = True
+        return open_dataset(self.plan.out)
 
 
 def _contents_of(plan: Plan, ledger: Ledger) -> tuple[Contents, list[str]]:
@@ -268,7 +331,7 @@ def creator() -> str:
         return "biggan (not installed)"
 
 
-def _identity(plan: Plan) -> str:
+def _digest(plan: Plan) -> str:
     """What must be the same for an interrupted build to go on: the plan, and files untouched since."""
     state = hashlib.sha256(f"{creator()} {plan.recipe} {plan.inputs} {plan.origin} {plan.dedupe}".encode())
     state.update(json.dumps([list(plan.class_names), sorted(plan.boxes.items())]).encode())
@@ -278,18 +341,17 @@ def _identity(plan: Plan) -> str:
     return state.hexdigest()
 
 
-def _nothing_usable(files: Sequence[ImageFile], ledger: Ledger) -> str:
+def _nothing_usable(plan: Plan, ledger: Ledger) -> str:
     index, reason = ledger.skipped[0]
-    return f"none of the {len(files)} files is a usable image; the first, {files[index].path}: {reason}."
+    return f"none of the {len(plan.files)} files is a usable image; the first, {plan.files[index].path}: {reason}."
 
 
-def _append_part(source: Path, offset: int, length: int, target: Path) -> None:
-    """Append a stretch of one file to another, and wait for the disk."""
-    with DirectReader(source, BUFFER_BYTES) as reader, DirectWriter(target) as writer:
-        for begin in range(0, length, BUFFER_BYTES):
-            writer.write(reader.read(offset + begin, min(BUFFER_BYTES, length - begin)))
-        writer.flush()
-        os.fsync(writer.fileno())
+def _check_base(base: Layout, row: int, content: bytes | memoryview) -> None:
+    if digest_of(content) != base.digests[row].tobytes():
+        raise BuildError(
+            f"{base.path} is damaged, so nothing was appended: image {row} ({base.sources[row]}) does not have the "
+            "bytes that were written; put a whole copy of the file there, or build it again with --overwrite."
+        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,7 +5,7 @@ import fnmatch
 import hashlib
 import tomllib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -58,11 +58,14 @@ class Selection:
     warnings: list[str] = field(default_factory=list)
 
 
-def select(listing: Listing, rules: ClassRules, established: Sequence[str] = ()) -> Selection:
+def select(
+    listing: Listing, rules: ClassRules, established: Sequence[str] = (), known: Container[str] = ()
+) -> Selection:
     """Apply the rules to what a source holds.
 
-    New classes get ids in order of their names. Classes that a grown file has already (`established`) keep their
-    ids and are subject to merges, exclusions and the limit per class only.
+    New classes get ids in order of their names. Classes that a growing file has already (`established`) keep their
+    ids and are subject to merges, exclusions and the limit per class only; its images (`known`, by path) come first
+    in the limit.
     """
     selection = Selection([], [])
     targets = _resolved(rules.merges)
@@ -89,7 +92,7 @@ def select(listing: Listing, rules: ClassRules, established: Sequence[str] = ())
     selection.class_names = [*established, *added]
     for name in selection.class_names:
         files = by_class.get(name, [])
-        kept = _limited(files, rules.limit_per_class)
+        kept = _limited(files, rules.limit_per_class, known)
         selection.over_limit += len(files) - len(kept)
         selection.files += sorted(kept, key=lambda file: file.path)
     return selection
@@ -141,23 +144,23 @@ def _limit_classes(
             selection.left_out.append(LeftOut(name, len(by_class.pop(name)), reason))
 
 
-def _limited(files: list[ImageFile], limit: int | None) -> list[ImageFile]:
-    """A choice of files that depends on their paths alone, so that it neither follows dates nor changes."""
+def _limited(files: list[ImageFile], limit: int | None, known: Container[str]) -> list[ImageFile]:
+    """Known files, then a choice that depends on paths alone, so that it neither follows dates nor changes."""
     if limit is None or len(files) <= limit:
         return files
-    return sorted(files, key=lambda file: hashlib.sha256(file.path.encode()).digest())[:limit]
+    return sorted(files, key=lambda file: (file.path not in known, hashlib.sha256(file.path.encode()).digest()))[:limit]
 
 
 def _resolved(merges: dict[str, str]) -> dict[str, str]:
     """Follow chains of merges to their ends; a circle is an error."""
     resolved = {}
     for alias in merges:
-        name, passed = alias, {alias}
+        name, passed = alias, [alias]
         while name in merges:
             name = merges[name]
-            if name in passed:
-                raise RuleError(f"the merges go in a circle: {' -> '.join([*sorted(passed), name])}.")
-            passed.add(name)
+            passed.append(name)
+            if name in passed[:-1]:
+                raise RuleError(f"the merges go in a circle: {' -> '.join(passed)}.")
         resolved[alias] = name
     return resolved
 

@@ -15,12 +15,13 @@ from PIL import ImageColor
 
 from data_tools.build import BuildError
 from data_tools.classes import ClassRules, RuleError, read_merges
-from data_tools.commands import Request, build, export, inspect
+from data_tools.commands import build, export, inspect
 from data_tools.export import ExportError
 from data_tools.folders import SourceError
 from data_tools.images import CROPS, FILTERS
 from data_tools.journal import BusyError
 from data_tools.processing import ImageSettings
+from data_tools.request import Request
 from data_tools.schema import STORES, DatasetError
 
 EPILOG = """\
@@ -83,7 +84,7 @@ def _add_image_options(add: Callable) -> None:
 def _add_class_options(add: Callable) -> None:
     add("--merge", type=Path, metavar="FILE", help="TOML or CSV of alias and class: files of alias count as of class")
     add("--exclude", action="append", default=[], metavar="CLASS", help="a class or pattern to leave out; repeatable")
-    add("--min-images", type=_positive, default=1, metavar="N", help="leave out classes with fewer images")
+    add("--min-images", type=_positive, metavar="N", help="leave out classes with fewer images")
     add("--max-classes", type=_positive, metavar="N", help="use only the largest N classes")
     add("--limit-per-class", type=_positive, metavar="N", help="use N images per class, a fixed choice by path")
     add("--dedupe", action="store_true", help="leave out images that equal an earlier one, pixel for pixel as stored")
@@ -156,19 +157,18 @@ def _request(top: argparse.ArgumentParser, options: argparse.Namespace) -> Reque
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if chosen.get("store") == "jpeg":
         chosen.setdefault("quality", 95)
-    rules = ClassRules(
-        read_merges(options.merge) if options.merge else {},
-        tuple(options.exclude),
-        options.min_images,
-        options.max_classes,
-        options.limit_per_class,
-    )
+    rules = {name: getattr(options, name) for name in ("min_images", "max_classes", "limit_per_class")}
+    rules |= {
+        "merges": read_merges(options.merge) if options.merge else None,
+        "exclude": tuple(options.exclude) or None,
+    }
+    rules = {name: value for name, value in rules.items() if value is not None}
     return Request(
         source=Path(options.source),
         out=options.out,
         settings=ImageSettings(**chosen),
-        explicit=frozenset(chosen),
-        rules=rules,
+        explicit=frozenset(chosen | rules),
+        rules=ClassRules(**rules),
         boxes=options.boxes,
         dedupe=options.dedupe,
         workers=options.workers,

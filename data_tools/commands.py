@@ -2,65 +2,57 @@
 
 import glob
 import json
+import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import asdict
 from pathlib import Path
 
 from data_tools.boxes import read_boxes
 from data_tools.build import Build, BuildError, Plan, Result, digest_inputs
-from data_tools.classes import ClassRules, RuleError, Selection, near, select
+from data_tools.classes import RuleError, Selection, near, select
 from data_tools.export import export_folders
 from data_tools.facts import Duplicates, Facts, summarise_sizes
-from data_tools.folders import ImageFile, composed
+from data_tools.folders import ImageFile, Problem, composed
+from data_tools.growing import changes, check_same_source, known_rows
 from data_tools.journal import discard_leftovers
-from data_tools.processing import Box, ImageSettings
+from data_tools.processing import Box
 from data_tools.progress import Progress
 from data_tools.report import read_facts, write_report
-from data_tools.schema import Layout, open_dataset, recipe_of, verify
+from data_tools.request import Request, difference, inherit, recipe_text
+from data_tools.schema import DatasetError, Layout, open_dataset, verify
 from data_tools.sources import Source, open_source
-from data_tools.tables import class_table, counted, describe, next_command, problem_lines
-
-
-@dataclass(frozen=True)
-class Request:
-    """A build-dataset command line."""
-
-    source: Path
-    out: Path | None
-    settings: ImageSettings
-    explicit: frozenset[str]  # the image settings that were typed, not defaulted
-    rules: ClassRules
-    boxes: Path | None = None
-    dedupe: bool = False
-    workers: int = 1
-    append: bool = False
-    overwrite: bool = False
-    report: bool | None = None  # None: the usual report; True: with near duplicates; False: none
-    dry_run: bool = False
+from data_tools.tables import class_table, counted, describe, next_command, printable, problem_lines
 
 
 def build(request: Request) -> None:
     """Build or grow a data file, and print its class table and what to do next."""
     source = open_source(request.source)
     out = _output(request, source)
-    base = open_dataset(out) if request.append else None
-    settings = _inherited(base, request) if base else request.settings
-    selection = select(source.listing, request.rules, base.class_names if base else ())
+    base, known = None, {}
+    if request.append:
+        base = open_dataset(out)
+        known = known_rows(base, source.name)
+        request, taken = inherit(request, base, source.name)
+        if taken:
+            print(f"As before: {', '.join(taken)}.")
+    selection = select(source.listing, request.rules, base.class_names if base else (), known)
     selection.warnings[:0] = source.listing.warnings
     boxes = _boxes(request.boxes, selection)
+    if base:
+        check_same_source(base, known, selection.files, request.settings, source.reader, boxes)
+        selection.warnings += changes(base, known, source.listing.files)
     for warning in selection.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    recipe, inputs = _recipe(request, settings, boxes), digest_inputs(selection.files)
-    print(_found(source, selection))
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    recipe, inputs = recipe_text(request, boxes), digest_inputs(selection.files)
+    print(printable(_found(source, selection)))
+    files = [file for file in selection.files if file.path not in known]
     if request.dry_run:
-        _print_plan(source, selection, out)
+        _print_plan(source, selection, out, len(files) if base else None)
         return
     if out.exists() and _is_current(out, recipe, inputs, selection.files, request):
-        discard_leftovers(out)
+        discard_leftovers(out, recipe, inputs, lambda folder: _publish_report(folder / "report", out))
         return
-    files = _new_files(base, source.name, selection.files) if base else selection.files
     if not files:
         print(f"{out} has all of these images already: nothing to append.")
         return
@@ -72,13 +64,14 @@ def build(request: Request) -> None:
         origin=source.name,
         files=files,
         class_names=selection.class_names,
-        settings=settings,
+        settings=request.settings,
         reader=source.reader,
         recipe=recipe,
         inputs=inputs,
         boxes=boxes,
         dedupe=request.dedupe,
         base=base,
+        overwrite=request.overwrite,
     )
     _execute(plan, request, source, selection)
 
@@ -103,22 +96,30 @@ def _output(request: Request, source: Source) -> Path:
 
 def _execute(plan: Plan, request: Request, source: Source, selection: Selection) -> None:
     with Build(plan) as work:
-        if work.discarded:
-            print("An interrupted build with other settings or files was in the way: starting afresh.")
         if work.resumed:
             print(f"Going on after {work.resumed:,} of {len(plan.files):,} files.")
+        if work.copies:
+            with Progress("copying", plan.base.header.images) as progress:
+                work.copy_base(progress.reach)
         with Progress("building", len(plan.files), work.resumed) as progress:
             work.process(request.workers, lambda outcome: progress.advance())
+        if plan.base and not work.workspace.ledger.files:
+            _print_problems([*source.listing.problems, *work.skipped])
+            work.workspace.remove()
+            print(f"{plan.out} stays as it is: none of the new files is usable.")
+            return
         total = len(work.workspace.ledger.files) + (plan.base.header.images if plan.base else 0)
         with Progress("verifying", total) as progress:
             result = work.assemble(progress.reach, min(4, request.workers))
         facts = _facts(result, source, selection, request)
-        report = duplicates = None
+        report, duplicates = work.workspace.folder / "report", None
         if request.report is not False:
-            report = work.workspace.folder / "report"
-            duplicates = _report(report, result.layout, facts, plan.out.name, request.report, request.workers)
-        layout = work.publish(report)
-    _print_result(layout, facts, duplicates, len(selection.warnings))
+            duplicates = _write_report(report, result.layout, facts, plan.out, request.report, request.workers)
+        layout = work.publish()
+        _print_build(layout, facts, len(selection.warnings))
+        _publish_report(report, layout.path, duplicates)
+    print(describe(layout))
+    print(next_command(layout))
 
 
 def _facts(result: Result, source: Source, selection: Selection, request: Request) -> Facts:
@@ -145,28 +146,50 @@ def _facts(result: Result, source: Source, selection: Selection, request: Reques
     )
 
 
-def _report(folder: Path, layout: Layout, facts: Facts, title: str, near: bool | None, workers: int) -> Duplicates:
-    shutil.rmtree(folder, ignore_errors=True)  # the beginnings of one that was interrupted
-    with Progress("hashing", layout.header.images) as progress:
-        return write_report(folder, layout, facts, title, bool(near), workers, progress.reach)
+def _write_report(
+    folder: Path, layout: Layout, facts: Facts, out: Path, near: bool | None, workers: int
+) -> Duplicates | None:
+    """Write a report to a new folder; trouble with it is a warning, since the data file is finished."""
+    try:
+        with Progress("comparing", layout.header.images if near else 0) as progress:
+            return write_report(folder, layout, facts, out.name, bool(near), workers, progress.reach)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = (error.strerror or str(error)).lower()
+        print(f"warning: no report was written ({reason}); later: build-dataset --inspect {out}", file=sys.stderr)
+        return None
 
 
-def _print_result(layout: Layout, facts: Facts, duplicates: Duplicates | None, warned: int) -> None:
+def _publish_report(folder: Path, out: Path, duplicates: Duplicates | None = None) -> None:
+    """Put a finished report beside its data file, in place of an older one."""
+    if not (folder / "facts.json").is_file():
+        return
+    target = out.with_name(out.name + ".report")
+    if target.exists() and not (target / "facts.json").is_file():
+        print(f"warning: there is no report, since {target} is in the way and is no report.", file=sys.stderr)
+        shutil.rmtree(folder)
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(folder, target)
+    if duplicates:
+        _print_duplicates(duplicates)
+    print(f"report: {target / 'index.html'}")
+
+
+def _print_build(layout: Layout, facts: Facts, warned: int) -> None:
     print(class_table(layout.class_names, layout.class_counts.tolist()))
-    where = f", in {layout.path}.report/skipped.tsv" if duplicates else ""
-    for line in problem_lines(facts.skipped, where):
-        print(line)
+    _print_problems(facts.skipped)
     enlarged = facts.sizes.enlarged if facts.sizes else 0
     if enlarged:
         size = layout.header.size
         print(f"{counted(enlarged, 'image')} of fewer than {size} px enlarged (--min-size N leaves out the smallest)")
     for warning in facts.warnings[warned:]:
-        print(f"warning: {warning}", file=sys.stderr)
-    if duplicates:
-        _print_duplicates(duplicates)
-        print(f"report: {layout.path}.report/index.html")
-    print(describe(layout))
-    print(next_command(layout))
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+
+
+def _print_problems(problems: list[Problem]) -> None:
+    for line in problem_lines(problems):
+        print(line)
 
 
 def _print_duplicates(duplicates: Duplicates) -> None:
@@ -189,25 +212,14 @@ def _found(source: Source, selection: Selection) -> str:
     return text
 
 
-def _print_plan(source: Source, selection: Selection, out: Path) -> None:
+def _print_plan(source: Source, selection: Selection, out: Path, new: int | None) -> None:
     counts = dict.fromkeys(selection.class_names, 0)
     for file in selection.files:
         counts[file.class_name] += 1
     print(class_table(list(counts), list(counts.values())))
-    for line in problem_lines(source.listing.problems, ""):
-        print(line)
-    print(f"would write {out}")
-
-
-def _inherited(base: Layout, request: Request) -> ImageSettings:
-    """The image settings of the file that grows; typed ones must not differ from them."""
-    settings = ImageSettings(**recipe_of(base.generations[0])["images"])
-    for name in sorted(request.explicit):
-        asked, found = getattr(request.settings, name), getattr(settings, name)
-        if asked != found:
-            option = "--" + name.replace("_", "-")
-            raise RuleError(f"{option} {asked} differs from {found} in {base.path}, which --append must keep: omit it.")
-    return settings
+    _print_problems(source.listing.problems)
+    print(f"would write {out}" if new is None else f"would append {counted(new, 'file')} to {out}")
+    print("No image was opened: classes without a usable one would get no id, and those after them a smaller one.")
 
 
 def _boxes(path: Path | None, selection: Selection) -> dict[str, Box]:
@@ -226,61 +238,33 @@ def _boxes(path: Path | None, selection: Selection) -> dict[str, Box]:
     return {known[name]: box for name, box in boxes.items() if name in known}
 
 
-def _recipe(request: Request, settings: ImageSettings, boxes: dict[str, Box]) -> str:
-    recipe = {"images": asdict(settings), "classes": asdict(request.rules), "dedupe": request.dedupe}
-    if boxes:
-        recipe["boxes"] = sha256(json.dumps(sorted(boxes.items())).encode()).hexdigest()
-    return json.dumps(recipe, sort_keys=True, ensure_ascii=False)
-
-
 def _is_current(out: Path, recipe: str, inputs: str, files: list[ImageFile], request: Request) -> bool:
     """Whether the file is what the command would make; an error if not and nothing says what to do with it."""
     if request.overwrite:
         return False
-    layout = open_dataset(out)
+    try:
+        layout = open_dataset(out)
+    except DatasetError as error:
+        raise BuildError(f"{error} It is in the way: choose another --out, or replace it with --overwrite.") from error
     last, written = layout.generations[-1], out.stat().st_mtime_ns
     changed = next((file.path for file in files if file.modified > written), None)
     if last.recipe == recipe and last.inputs == inputs and not changed:
         print(f"{out} is up to date: same settings, same files.")
+        if request.report:
+            _report_again(layout, request.report, request.workers)
         print(describe(layout))
         print(next_command(layout))
         return True
     if request.append:
         return False
     if last.recipe != recipe:
-        difference = f"other settings ({_difference(json.loads(last.recipe), json.loads(recipe))})"
+        what = f"other settings ({difference(json.loads(last.recipe), json.loads(recipe))})"
     else:
-        difference = f"other files ({changed} is newer)" if changed else "other files"
+        what = f"other files ({printable(changed)} is newer)" if changed else "other files"
     raise BuildError(
-        f"{out} exists, made with {difference}: build it again with --overwrite, add new files with --append, or "
+        f"{out} exists, made with {what}: build it again with --overwrite, add new files with --append, or "
         "choose another --out."
     )
-
-
-def _difference(old: dict, new: dict) -> str:
-    """The first setting in which two recipes differ."""
-    for name in sorted(set(old) | set(new)):
-        before, now = old.get(name), new.get(name)
-        if before != now:
-            if isinstance(before, dict) and isinstance(now, dict):
-                return _difference(before, now)
-            return f"{name.replace('_', ' ')} {_brief(before)} instead of {_brief(now)}"
-    return "none"
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _new_files(base: Layout, origin: str, files: list[ImageFile]) -> list[ImageFile]:
-    """The files that the base does not have: a file is known by its path and the name of the source it came from."""
-    known, start = set(), 0
-    for generation in base.generations:
-        if generation.origin == origin:
-            known |= set(base.sources[start : generation.rows])
-        start = generation.rows
-    return [file for file in files if file.path not in known]
 
 
 def export(path: Path, target: Path, workers: int) -> None:
@@ -304,13 +288,16 @@ def inspect(path: Path, report: bool | None, workers: int) -> None:
     print(f"{path} is whole: every image has the bytes that were written, and the fingerprints agree.")
     if report is False:
         return
-    folder = path.with_name(path.name + ".report")
+    _report_again(layout, report, workers)
+
+
+def _report_again(layout: Layout, near: bool | None, workers: int) -> None:
+    """Write the report of a file that was built before, if it is incomplete or near duplicates are asked for."""
+    folder = layout.path.with_name(layout.path.name + ".report")
     facts = read_facts(folder, layout)
-    if facts is None or report:
-        fresh = path.with_name(path.name + ".report.new")
-        _print_duplicates(_report(fresh, layout, facts or Facts(), path.name, report, workers))
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-    sheets = len(list((folder / "sheets").iterdir()))
-    print(f"{counted(sheets, 'contact sheet')}: {folder / 'sheets'}")
-    print(f"report: {folder / 'index.html'}")
+    if facts and not near and any(folder.glob("sheets/*")):
+        print(f"report: {folder / 'index.html'}")
+        return
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    _publish_report(fresh, layout.path, _write_report(fresh, layout, facts or Facts(), layout.path, near, workers))

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from data_tools.processing import Outcome
 
 SYNC_SECONDS = 2.0
 SYNC_BYTES = 128 * 2**20
+WORK = ("lock", "plan.json", "images", "journal.jsonl")  # what a build goes on from
 
 
 class BusyError(RuntimeError):
@@ -75,36 +76,48 @@ class Workspace:
         self.ledger = Ledger()
 
     def __enter__(self) -> "Workspace":
+        while not self._take_lock():
+            pass
+        return self
+
+    def _take_lock(self) -> bool:
+        """False if a build that ended just now removed the folder before the lock in it was taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "w")
+        path = self.folder / "lock"
         try:
+            self._lock = open(path, "w")  # noqa: SIM115 (closed with the folder)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self._lock.fileno()), path.stat())
+        except FileNotFoundError:
+            return False
         except BlockingIOError as error:
             self._lock.close()
             raise BusyError(f"another build is writing {self.folder}; wait for it or stop it.") from error
-        return self
 
     def __exit__(self, *_: object) -> None:
-        if self.folder.exists() and not (self.journal.exists() and self.journal.stat().st_size):
-            self.remove()  # there is no work in it
+        if self.folder.exists() and not self.worked:
+            self.remove()
         self._lock.close()
 
-    def matches(self, plan: dict) -> bool:
-        """Whether the folder holds the beginnings of this very plan."""
-        try:
-            return json.loads((self.folder / "plan.json").read_text()) == plan
-        except (OSError, ValueError):
-            return False
+    @property
+    def worked(self) -> bool:
+        """Whether there is work in the folder."""
+        return self.journal.exists() and self.journal.stat().st_size > 0
 
-    def clear(self) -> bool:
-        """Empty the folder but for the lock; whether there was work in it."""
-        worked = self.journal.exists()
+    @property
+    def plan(self) -> dict:
+        """What the folder holds the beginnings of; empty where that is unknown."""
+        try:
+            return dict(json.loads((self.folder / "plan.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def clear(self, kept: Collection[str] = ("lock",)) -> None:
+        """Empty the folder but for a few names."""
         for entry in self.folder.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != "lock":
-                entry.unlink()
-        return worked
+            if entry.name in kept:
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def begin(self, plan: dict) -> None:
         """Record the plan, once everything that precedes the first image is in place."""
@@ -114,7 +127,11 @@ class Workspace:
 
     def remove(self) -> None:
         """Delete the folder."""
-        shutil.rmtree(self.folder)
+        with contextlib.suppress(OSError):  # such as another build that is looking for the lock
+            self.clear()
+            (self.folder / "lock").unlink()
+            self._lock.close()  # first, as network file systems keep an open file in its folder under another name
+            self.folder.rmdir()
 
     def resume(self, offset: int) -> None:
         """Read the journal up to its last whole line whose image is there, and cut both files to that point."""
@@ -164,11 +181,16 @@ class Workspace:
                 _sync(images, journal, lines)
 
 
-def discard_leftovers(out: Path) -> None:
-    """Remove the working folder of a build that was killed after its file was finished, unless it is in use."""
+def discard_leftovers(out: Path, recipe: str, inputs: str, rescue: Callable[[Path], None]) -> None:
+    """Tidy up after a build that was killed when its file was finished; work on another file of the name stays.
+
+    `rescue` is called with the working folder before it is removed.
+    """
     if out.with_name(out.name + ".partial").is_dir():
         with contextlib.suppress(BusyError), Workspace(out) as workspace:
-            workspace.remove()
+            if (workspace.plan.get("recipe"), workspace.plan.get("inputs")) == (recipe, inputs):
+                rescue(workspace.folder)
+                workspace.remove()
 
 
 def _sync(images: DirectWriter, journal: BinaryIO, lines: list[bytes]) -> None:

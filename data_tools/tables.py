@@ -14,6 +14,8 @@ PRESET_SIZES = (32, 64, 128, 256, 512)
 WHOLE_TABLE = 24  # classes; of more, the ends of the table are shown
 END_ROWS = 8
 BAR = 24  # characters
+MOST_KINDS = 12  # of reasons why files are left out
+NAMED = 6  # files that are named as examples
 KIND = re.compile(r".+?(?=:|,| of | as |$)")  # the part of a reason that other files may share
 
 
@@ -65,15 +67,21 @@ def kinds_of(problems: Sequence[Problem]) -> list[tuple[str, int]]:
     return Counter(KIND.match(problem.reason)[0] for problem in problems).most_common()
 
 
-def problem_lines(problems: Sequence[Problem], where: str) -> list[str]:
-    """Left-out files: how many for each kind of reason, then the first few by name."""
+def problem_lines(problems: Sequence[Problem]) -> list[str]:
+    """Left-out files: how many for each kind of reason, then some by name, of as many kinds as possible."""
     if not problems:
         return []
-    parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds_of(problems)[:6])
-    lines = [f"{counted(len(problems), 'file')} left out: {parts}"]
-    lines += [f"    {printable(problem.path)}: {printable(problem.reason)}" for problem in problems[:5]]
-    if len(problems) > 5:
-        lines.append(f"    ... and {len(problems) - 5:,} more{where}")
+    kinds = kinds_of(problems)
+    parts = [f"{count:,} {printable(kind)}" for kind, count in kinds[:MOST_KINDS]]
+    if others := sum(count for _, count in kinds[MOST_KINDS:]):
+        parts.append(f"{others:,} for other reasons")
+    lines = [f"{counted(len(problems), 'file')} left out: {', '.join(parts)}"]
+    firsts = {KIND.match(problem.reason)[0]: problem for problem in reversed(problems)}
+    shown = [*firsts.values()][::-1][:NAMED]
+    shown += [problem for problem in problems if problem not in shown][: NAMED - len(shown)]
+    lines += [f"    {printable(problem.path)}: {printable(problem.reason)}" for problem in shown]
+    if len(problems) > NAMED:
+        lines.append(f"    ... and {len(problems) - NAMED:,} more")
     return lines
 
 

@@ -141,8 +141,12 @@ def test_dedupe_leaves_out_later_copies_and_says_of_what(pets: Path, tmp_path: P
         assert open_dataset(tmp_path / f"{workers}.h5").header.images == 12
     picture(5).save(pets / "zzz.png")
     shutil.copy(pets / "cat" / "0003.png", pets / "dog" / "later.png")
-    code, _, err = command(pets, "--dedupe", "--append", "--out", tmp_path / "1.h5")
-    assert (code, "nothing to append" in err) == (1, True)
+    before = (tmp_path / "1.h5").read_bytes()
+    code, text, _ = command(pets, "--append", "--out", tmp_path / "1.h5")
+    assert (code, "stays as it is: none of the new files is usable" in text) == (0, True)
+    assert "dog/later.png: exact duplicate of cat/0003.png" in text
+    assert (tmp_path / "1.h5").read_bytes() == before
+    assert not (tmp_path / "1.h5.partial").exists()
 
 
 def test_classes_without_a_usable_image_get_no_id(pets: Path, tmp_path: Path, command):

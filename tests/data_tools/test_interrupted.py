@@ -1,6 +1,5 @@
 """Builds that are killed, interrupted, or run out of disk: nothing is lost, and nothing half-done has the name."""
 
-import json
 import os
 import random
 import resource
@@ -13,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import build, journal, processing, schema
+from data_tools import build, commands, journal, processing, schema
 from data_tools.schema import open_dataset
+from tests.data_tools.conftest import write_classes
 from tests.data_tools.dying import dies_after_30, run_and_die
 
 CALLS = [
@@ -27,6 +27,7 @@ CALLS = [
     (os, "replace", 1),
     (os, "replace", 2),
     (os, "replace", 3),
+    (commands, "_publish_report", 1),
     (os, "fsync", 1),
     (os, "fsync", 90),
 ]
@@ -89,6 +90,8 @@ def test_killed_in_the_middle_of_any_step_the_file_is_the_same(owner, name, coun
     assert command(*arguments, tmp_path / "whole.h5")[0] == 0
     assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert not (tmp_path / "out.h5.partial").exists()
+    skipped = [(tmp_path / f"{name}.h5.report" / "skipped.tsv").read_text() for name in ("out", "whole")]
+    assert skipped[0] == skipped[1]
 
 
 def test_worker_processes_end_with_a_killed_parent(crowd: Path, tmp_path: Path):
@@ -145,13 +148,32 @@ def test_a_file_that_kills_its_process_is_left_out(crowd: Path, tmp_path: Path):
     assert "kills the process" in reasons["a/0003.png"]
 
 
-def test_an_interrupted_build_of_other_settings_is_not_continued(crowd: Path, tmp_path: Path, command, monkeypatch):
+def test_the_work_of_another_build_is_neither_continued_nor_lost(crowd: Path, tmp_path: Path, command):
     out = tmp_path / "out.h5"
     run_and_die([str(crowd), "--size", "16", "--workers", "1", "--out", str(out)], dies_after_30)
-    assert json.loads((tmp_path / "out.h5.partial" / "plan.json").read_text())
-    code, text, _ = command(crowd, "--size", 24, "--out", out)
-    assert (code, "starting afresh" in text) == (0, True)
+    code, _, err = command(crowd, "--size", 24, "--out", out)
+    assert (code, "size 16 instead of 24" in err, "add --overwrite" in err) == (1, True, True)
+    code, _, err = command(crowd, "--size", 16, "--exclude", "c", "--out", out)
+    assert (code, "exclude [] instead of ['c']" in err) == (1, True)
+    code, text, _ = command(crowd, "--size", 16, "--out", out)
+    assert (code, "Going on after 29 of 150 files." in text) == (0, True)
+    run_and_die([str(crowd), "--size", "16", "--workers", "1", "--overwrite", "--out", str(out)], dies_after_30)
+    code, text, _ = command(crowd, "--size", 24, "--out", out, "--overwrite")
+    assert (code, "Going on" in text) == (0, False)
     assert open_dataset(out).header.size == 24
+    assert not (tmp_path / "out.h5.partial").exists()
+
+
+def test_an_interrupted_append_outlives_the_command_that_built_the_file(tmp_path: Path, command):
+    source, out = write_classes(tmp_path / "src", {"a": 20}), tmp_path / "out.h5"
+    command(source, "--size", 16, "--out", out)
+    later = write_classes(tmp_path / "later", {"b": 50})
+    run_and_die([str(later), "--append", "--workers", "1", "--out", str(out)], dies_after_30)
+    code, text, _ = command(source, "--size", 16, "--out", out)
+    assert (code, "up to date" in text) == (0, True)
+    code, text, _ = command(later, "--append", "--workers", 1, "--out", out)
+    assert (code, "Going on after 29 of 50 files." in text) == (0, True)
+    assert open_dataset(out).header.images == 70
 
 
 def test_a_full_disk_stops_with_a_sentence_and_the_build_goes_on_later(crowd: Path, tmp_path: Path, command):
