@@ -188,8 +188,8 @@ class Build:
             self._check_space(left * (self.plan.settings.row_bytes + ROW_BYTES_BESIDE) + beside, advice)
 
     def _check_space(self, needed: int, advice: str) -> None:
-        free = shutil.disk_usage(self.workspace.folder).free
-        if needed > free:
+        size, _, free = shutil.disk_usage(self.workspace.folder)
+        if needed > free and size:  # some file systems in memory do not tell
             raise BuildError(
                 f"{self.plan.out} needs {byte_count(needed)} more, but {self.plan.out.parent} has {byte_count(free)} "
                 f"free: {advice}."

@@ -20,7 +20,7 @@ from data_tools.export import ExportError
 from data_tools.folders import SourceError
 from data_tools.images import CROPS, FILTERS
 from data_tools.journal import BusyError
-from data_tools.processing import ImageSettings
+from data_tools.processing import ImageSettings, WorkerError
 from data_tools.request import Request
 from data_tools.schema import STORES, DatasetError
 
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(top, options)
     except RuleError as error:
         return _fail(error, options.debug, code=2)
-    except (SourceError, DatasetError, BuildError, BusyError, ExportError) as error:
+    except (SourceError, DatasetError, BuildError, BusyError, WorkerError, ExportError) as error:
         return _fail(error, options.debug)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

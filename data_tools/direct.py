@@ -7,6 +7,7 @@ time of decoding. And what is read past the page cache comes from the disk, so i
 
 import errno
 import fcntl
+import io
 import mmap
 import os
 from pathlib import Path
@@ -65,7 +66,7 @@ class DirectWriter:
             try:
                 place += os.pwrite(self.fileno(), self._buffer[place:end], self._start + place)
             except OSError as error:
-                _accept(error, self.fileno())
+                _accept(error, self._file)
 
 
 class DirectReader:
@@ -95,11 +96,11 @@ class DirectReader:
             try:
                 count = os.preadv(self._file.fileno(), [part], begin - before + found)
             except OSError as error:
-                _accept(error, self._file.fileno())
+                _accept(error, self._file)
                 continue
+            if not count:
+                break
             found += count
-            if not count or count % PAGE:
-                break  # the end of the file
         return self._buffer[before : min(found, wanted)]
 
 
@@ -125,7 +126,8 @@ def _set_direct(descriptor: int, direct: bool) -> bool:
     return after != before
 
 
-def _accept(error: OSError, descriptor: int) -> None:
+def _accept(error: OSError, file: io.FileIO) -> None:
     """Go on without direct access where a file system asks for other multiples; raise any other error."""
-    if error.errno != errno.EINVAL or not _set_direct(descriptor, False):
+    if error.errno != errno.EINVAL or not _set_direct(file.fileno(), False):
+        error.filename = file.name
         raise error

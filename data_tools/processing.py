@@ -5,8 +5,8 @@ the work on an image is Python code, threads would stop gaining at about ten cor
 whose parts are used again and again, so that it stays in the page cache: a pipe would cost a tenth of the time.
 """
 
+import contextlib
 import ctypes
-import mmap
 import multiprocessing
 import os
 import signal
@@ -62,6 +62,10 @@ class Outcome:
     reason: str = ""  # why the file is left out; empty for an image
 
 
+class WorkerError(RuntimeError):
+    """Worker processes that cannot be used; the message is one sentence for the user."""
+
+
 def process(job: Job, settings: ImageSettings, reader: Reader) -> Outcome:
     """Read, decode, crop, resize and encode one file."""
     file, box = job
@@ -87,8 +91,9 @@ def process_all(
     """The outcomes of all jobs, in their order, whatever the number of worker processes.
 
     The bytes of an outcome are valid until the next outcome is asked for. Memory is bounded by a few MiB per worker;
-    `scratch` names a file of that size that comes and goes. A file that kills its worker, by a crash of a decoder or
-    for want of memory, is tried once more alone, and left out if it does so again.
+    `scratch` names a file of that size that comes and goes. With more than one worker, a file that kills its process,
+    by a crash of a decoder or for want of memory, is tried once more alone, and left out if it does so again. Close
+    the iterator if it is not exhausted. Raises `WorkerError`.
     """
     jobs = iter(jobs)
     first = list(islice(jobs, SERIAL_BELOW))
@@ -117,6 +122,9 @@ def process_all(
                 waiting = deque((other, slot, pool.submit(other, slot)) for other, slot, _ in waiting)
             for other, later in islice(chunks, 1):
                 waiting.append((other, slot, pool.submit(other, slot, later)))
+    except BaseException:
+        pool.kill()
+        raise
     finally:
         pool.close()
         exchange.remove()
@@ -155,9 +163,13 @@ def _process_alone(
             try:
                 yield from exchange.collected(pool.submit([job], slot).result(), slot)
             except BrokenProcessPool:
-                yield Outcome(reason="its decoding kills the process (a bug of the decoder, or not enough memory)")
                 pool.close()
                 pool = _Pool(settings, reader, exchange, 1)
+                pool.check(slot)
+                yield Outcome(reason="its decoding kills the process (a bug of the decoder, or not enough memory)")
+    except BaseException:
+        pool.kill()
+        raise
     finally:
         pool.close()
 
@@ -167,11 +179,14 @@ class Exchange:
 
     def __init__(self, path: Path, slots: int, slot_bytes: int):
         self.path, self.slot_bytes = path, slot_bytes
-        with open(path, "wb") as file:
+        self._content = memoryview(bytearray(slot_bytes))
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by remove)
+        try:
             for _ in range(slots):  # with real zeros, so that a full disk shows here and not in a worker
-                file.write(bytes(slot_bytes))
-        with open(path, "rb") as file:
-            self._content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                self._file.write(self._content)
+        except OSError:
+            self.remove()
+            raise
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "slot_bytes": self.slot_bytes}
@@ -196,14 +211,17 @@ class Exchange:
         return left
 
     def collected(self, left: list[tuple[Outcome, int]], slot: int) -> Iterator[Outcome]:
-        """In the parent: the outcomes with their bytes, which are valid until the slot is used again."""
-        place = slot * self.slot_bytes
+        """In the parent: the outcomes with their bytes, which are valid until more are collected."""
+        self._file.seek(slot * self.slot_bytes)
+        self._file.readinto(self._content[: sum(length for _, length in left)])
+        place = 0
         for outcome, length in left:
             yield replace(outcome, stored=self._content[place : place + length]) if length else outcome
             place += length
 
     def remove(self) -> None:
         """Delete the file."""
+        self._file.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -212,23 +230,59 @@ class _Pool:
 
     def __init__(self, settings: ImageSettings, reader: Reader, exchange: Exchange, workers: int):
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(workers, context, _start_worker, (settings, reader, exchange))
+        self._strangers = set(multiprocessing.active_children())
+        with _uninterrupted():
+            self._executor = ProcessPoolExecutor(workers, context, _start_worker, (settings, reader, exchange))
 
     def submit(self, jobs: list[Job], slot: int, later: Sequence[Job] = ()) -> Future:
         """The future of `_work`. It may start a process, which is born deaf to Ctrl-C: the parent decides."""
-        resource_tracker.ensure_running()  # before the mask, which it would lift
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        with _uninterrupted():
+            resource_tracker.ensure_running()  # before the mask, which it would lift
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return self._executor.submit(_work, jobs, slot, later)
+            except BrokenProcessPool as error:  # found out by the caller when its turn comes
+                failed: Future = Future()
+                failed.set_exception(error)
+                return failed
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise WorkerError(f"worker processes cannot be started ({reason}): try --workers 1.") from error
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def check(self, slot: int) -> None:
+        """Raise `WorkerError` if processes end although there is nothing to do."""
         try:
-            return self._executor.submit(_work, jobs, slot, later)
-        except BrokenProcessPool as error:  # found out by the caller when its turn comes
-            failed: Future = Future()
-            failed.set_exception(error)
-            return failed
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self.submit([], slot).result()
+        except BrokenProcessPool as error:
+            raise WorkerError("worker processes end as soon as they are started: try --workers 1.") from error
+
+    def kill(self) -> None:
+        """End the processes whatever they are doing."""
+        for process in set(multiprocessing.active_children()) - self._strangers:
+            process.kill()
 
     def close(self) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Wait for the processes to end; what has not been begun is dropped."""
+        with _uninterrupted():
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block: in the middle of starting or ending processes it would lose some."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple] = []
+    handler = signal.signal(signal.SIGINT, lambda *signal_and_frame: held.append(signal_and_frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if held and callable(handler):
+        handler(*held[0])
 
 
 _worker: tuple[ImageSettings, Reader, Exchange] | None = None
