@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biggan.cli import Parser, UsageError, run_command
+from biggan.cli.runs import WEIGHTS, newest_run
 from biggan.config import nearest
-
-WEIGHTS = Path("weights")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,20 +100,6 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise UsageError(f"--truncation {args.truncation}: it must be positive")
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed}: it must be between 0 and 2**63 - 1")
-
-
-def newest_run(weights: Path) -> Path:
-    """The run, or imported model, in `weights` that was written last."""
-    runs = []
-    for path in weights.glob("[!.]*") if weights.is_dir() else []:
-        marker = next(
-            (m for m in (path / "checkpoints" / "latest", path / "generator_ema.safetensors") if m.exists()), None
-        )
-        if marker:
-            runs.append((marker.stat().st_mtime, path))
-    if not runs:
-        raise UsageError(f"there is no trained run in {weights}/ here; train one, or name one with --run")
-    return max(runs)[1]
 
 
 def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[int]:

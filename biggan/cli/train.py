@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from biggan.cli import Parser, UsageError, run_command
+from biggan.cli.runs import run_directory
 from biggan.config import (
     Config,
     ConfigError,
@@ -21,7 +22,6 @@ from biggan.config import (
     read_config,
 )
 
-WEIGHTS = Path("weights")
 DATA = Path("data")
 
 
@@ -70,7 +70,7 @@ def train(args: argparse.Namespace) -> int:
     paths = [Path(p) for p in config.data.path] or [find_data_file(DATA, config.model.resolution)]
     data = open_data(paths, resolution=config.model.resolution, weights=config.data.weights or None)
     config = resolve_classes(config, data)
-    run = Path(args.run) if args.run else run_directory(f"{name}-{short_name(data.name, data.resolution)}", args.fresh)
+    run = Path(args.run) if args.run else run_directory(name, data.name, data.resolution, args.fresh)
     if args.run and args.fresh and run.exists():
         raise UsageError(f"--run {run} exists already; --fresh needs a new name")
     if args.dry_run:
@@ -157,20 +157,6 @@ def resolve_classes(config: Config, data) -> Config:
     if config.model.classes not in (0, 1, classes):
         raise ConfigError(f"model.classes = {config.model.classes}: {data.name} has {classes}; leave it at 0")
     return config.with_model(classes=config.model.classes or classes)
-
-
-def short_name(name: str, resolution: int) -> str:
-    return name.removesuffix(f"-{resolution}")
-
-
-def run_directory(name: str, fresh: bool) -> Path:
-    """weights/<name>, or the newest of weights/<name>, <name>-2, <name>-3 ..., or with `fresh` the next of them."""
-    taken = [1] if (WEIGHTS / name).exists() else []
-    if WEIGHTS.is_dir():
-        matches = (re.fullmatch(re.escape(name) + r"-(\d+)", p.name) for p in WEIGHTS.iterdir())
-        taken += [int(m[1]) for m in matches if m and int(m[1]) > 1]
-    number = max(taken, default=0) + fresh if taken else 1
-    return WEIGHTS / (name if number == 1 else f"{name}-{number}")
 
 
 def summary(config: Config, data, run: Path) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from biggan.cli import Parser, UsageError, run_command
+from biggan.cli.runs import WEIGHTS
 from biggan.config import nearest
-
-WEIGHTS = Path("weights")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from biggan.cli.train import main, run_directory
+from biggan.cli.train import main
 from small import small_config, write_class_folders
 
 
@@ -128,8 +128,10 @@ def test_the_same_command_continues_and_fresh_starts_another(here, data_file, ca
     assert run(*command) == 0
     assert "finished" in capsys.readouterr().out
     assert run(*command, "--fresh") == 0
-    assert sorted(p.name for p in (here / "weights").iterdir()) == ["small-shapes", "small-shapes-2"]
-    assert run_directory("small-shapes", fresh=False).name == "small-shapes-2"
+    assert sorted(p.name for p in (here / "weights").iterdir()) == ["small-shapes", "small-shapes-run2"]
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert "small-shapes-run2 is finished" in capsys.readouterr().out
 
 
 def test_a_run_directory_holds_what_its_readme_says(here, data_file):
