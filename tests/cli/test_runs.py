@@ -97,5 +97,6 @@ def test_promoted_weights_are_not_trained_in(here, data_file, capsys):
     capsys.readouterr()
     assert command(*train) == 0
     assert "weights/tiny-shapes is finished" in capsys.readouterr().out
+    assert chosen("shapes-64-32") == "tiny-shapes-64-run2"
     assert command(*train, "--rollback", 1, "--dry-run") == 0
     assert "run    weights/tiny-shapes\n" in capsys.readouterr().out
