@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--freeze-g", type=int, metavar="N", help="train D alone for N real images first (transfer.freeze_g)")
     add("--rollback", type=int, metavar="STEP", help="first go back to the checkpoint after STEP generator updates")
+    add("--new-order", action="store_true", help="go on with other data or another seed; the epoch stays incomplete")
     add("--checkpointing", action="store_true", help="less memory for more time (train.checkpointing)")
     add("--dry-run", action="store_true", help="resolve and check everything, print it, and stop")
     add("--audit", metavar="RUN", help="replay the recorded history of a run and report on every epoch, then stop")
@@ -82,7 +83,7 @@ def train(args: argparse.Namespace) -> int:
             models = build_generator(config.model), build_discriminator(config.model)
             print("\n".join(begin_from_weights(config, *models, data)[1]))
         return 0
-    return start(config, data, run, args.rollback, fit=not micro_batch_is_given(args))
+    return start(config, data, run, args)
 
 
 def resolve_config(args: argparse.Namespace) -> tuple[Config, str]:
@@ -170,7 +171,7 @@ def summary(config: Config, data, run: Path) -> str:
     )
 
 
-def start(config: Config, data, run: Path, rollback: int | None, fit: bool) -> int:
+def start(config: Config, data, run: Path, args: argparse.Namespace) -> int:
     """Train in all processes of a launch; the first holds the lock and decides where to go on."""
     from biggan.training.distributed import Group, make_accelerator
     from biggan.training.runlog import exclusive
@@ -179,10 +180,11 @@ def start(config: Config, data, run: Path, rollback: int | None, fit: bool) -> i
     group = Group.of(accelerator)
     run = Path(group.from_first(str(run)))
     # The first machine decides, for micro-batches must be the same everywhere.
-    config = group.from_first(fit_micro_batch(config, accelerator)) if fit else config
+    if not micro_batch_is_given(args):
+        config = group.from_first(fit_micro_batch(config, accelerator))
     with exclusive(run) if group.first else contextlib.nullcontext():
-        checkpoint = group.from_first(choose_checkpoint(run, rollback) if group.first else None)
-        return run_training(config, data, run, accelerator, checkpoint, rolled_back=rollback is not None)
+        checkpoint = group.from_first(choose_checkpoint(run, args.rollback) if group.first else None)
+        return run_training(config, data, run, accelerator, checkpoint, args)
 
 
 def micro_batch_is_given(args: argparse.Namespace) -> bool:
@@ -219,7 +221,9 @@ def choose_checkpoint(run: Path, rollback: int | None) -> Path | None:
     return checkpoint
 
 
-def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path | None, rolled_back: bool) -> int:
+def run_training(
+    config: Config, data, run: Path, accelerator, checkpoint: Path | None, args: argparse.Namespace
+) -> int:
     from biggan.sampling.sheets import SampleSheet
     from biggan.training.checkpoint import read_state, replace_text
     from biggan.training.runlog import RunLog, Silent
@@ -234,7 +238,7 @@ def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path 
     trainer = Trainer(config, data, run, accelerator, draw=sheet)
     table: list[str] = []
     if state:
-        trainer.restore(checkpoint, state)
+        trainer.restore(checkpoint, state, override=args.new_order)
     elif config.transfer.source:
         networks = trainer.networks
         origin, table = begin_from_weights(config, networks.generator, networks.discriminator, data)
@@ -258,6 +262,7 @@ def run_training(config: Config, data, run: Path, accelerator, checkpoint: Path 
         place = {"update": trainer.updates, "images_seen": trainer.images_seen}
         if trainer.origin and not state:
             log.event("transfer", **place, **trainer.origin)
+        rolled_back = args.rollback is not None
         log.event("start", **place, rolled_back=rolled_back, processes=trainer.processes, config=config.to_dict())
         finished = trainer.train(log)
         log.event("end" if finished else "stop", update=trainer.updates, images_seen=trainer.images_seen)

@@ -186,7 +186,7 @@ class Sampler:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise StateMismatch(f"the saved state of the sampler is damaged: {error!r}") from error
         if problem and not override:
-            raise StateMismatch(f"{problem}, or override to begin another order here")
+            raise StateMismatch(f"{problem}, or begin another order of images here with --new-order")
         self.position = position
         if problem:
             self._sum, self._overrides = 0, [*overrides, position][-_KEPT_OVERRIDES:]

@@ -372,7 +372,7 @@ class Trainer:
         if source is None or rollbacks > health.max_rollbacks:
             why = "no healthy checkpoint is left" if source is None else f"after {health.max_rollbacks} rollbacks"
             raise TrainingError(f"training failed at update {trouble:,}, {why}; begin again with other settings")
-        self.restore(source, read_state(source))
+        self.restore(source, read_state(source), override=True)  # other data were accepted when the session began
         self.group.from_first(None)  # nobody renames what others still read
         if self.group.first:
             set_aside_after(self.run, source)

@@ -84,9 +84,16 @@ def test_a_checkpoint_of_another_data_set_is_refused(here, data_file, capsys):
     assert run("--config", toml, "--data", data_file, "--run", "r", "--set", "train.images=16") == 0
     same_names = write_class_folders(here / "others", {"a": 4, "b": 4, "c": 4}, seed=9)
     capsys.readouterr()
-    assert "data set" in error_of(capsys, "--config", toml, "--data", same_names, "--run", "r", code=1)
+    command = ("--config", toml, "--data", same_names, "--run", "r")
+    error = error_of(capsys, *command, code=1)
+    assert "data set" in error
+    assert "--new-order" in error
     other_names = write_class_folders(here / "more", {"a": 4, "x": 4, "c": 4}, seed=9)
     assert "class 1 was 'b'" in error_of(capsys, "--config", toml, "--data", other_names, "--run", "r", code=1)
+    assert run(*command, "--set", "train.images=32", "--new-order") == 0
+    assert "16 images seen" in capsys.readouterr().out
+    assert run(*command, "--set", "train.images=48") == 0
+    assert run("--audit", "r") == 0
 
 
 def test_a_run_keeps_its_architecture_and_seed(here, data_file, capsys):
