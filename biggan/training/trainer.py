@@ -96,6 +96,11 @@ class Trainer:
         return self.group.processes
 
     @property
+    def may_abandon(self) -> bool:
+        """Whether an update can be given up between two micro-batches."""
+        return self.processes == 1 and self.networks.engine.once
+
+    @property
     def images_seen(self) -> int:
         return self.sampler.position
 
@@ -172,7 +177,8 @@ class Trainer:
         self._last_save = self._last_log = time.monotonic()
         self._logged_images = self._saved_images = self.images_seen
         self._remember(audit.record_segment(self.sampler, self.data, self.change))
-        with StopSignal() as stop, contextlib.closing(self.writer):
+        unit = "micro-batch" if self.may_abandon else "update"
+        with StopSignal(unit if self.group.first else "") as stop, contextlib.closing(self.writer):
             if not self.updates and not self.phase:
                 self.save()  # from here on the run can be sampled and resumed
             with contextlib.suppress(Abandoned):
@@ -251,9 +257,8 @@ class Trainer:
                 f"out evenly among {self.processes} processes; use a batch that is a multiple of "
                 f"{train.micro_batch * self.processes}, or another train.micro_batch"
             )
-        may_abandon = self.processes == 1 and self.networks.engine.once
         for i in range(count):
-            if stop.stop and may_abandon:
+            if stop.stop and self.may_abandon:
                 raise Abandoned
             if count > 1:
                 self.log.note(f"micro-batch {i + 1} of {count}")

@@ -82,7 +82,7 @@ def test_six_updates_are_three_and_three(tmp_path, data_file, fetched, family):
     assert_identical(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_stopping_between_micro_batches_changes_nothing(tmp_path, data_file, monkeypatch):
+def test_stopping_between_micro_batches_changes_nothing(tmp_path, data_file, monkeypatch, capfd):
     """SIGTERM in the middle of an update, at several places: that update is done again, whole."""
     train(tmp_path / "whole", data_file, "--set", f"train.images={3 * STEP}")
     original = Loader.fetch
@@ -102,6 +102,7 @@ def test_stopping_between_micro_batches_changes_nothing(tmp_path, data_file, mon
             break
     events = [json.loads(line)["event"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert events.count("stop") >= 2
+    assert "stopping: finishing this micro-batch" in capfd.readouterr().err
     assert_identical(tmp_path / "whole", tmp_path / "parts")
 
 
