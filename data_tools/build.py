@@ -43,7 +43,7 @@ from data_tools.writer import Contents, complete_raw, image_offset, write_encode
 ROW_BYTES_BESIDE = 256  # of labels, digests and paths, for each image, about
 
 
-class BuildError(RuntimeError):
+class BuildError(Exception):
     """A build that cannot go on; the message is one sentence for the user."""
 
 

@@ -8,7 +8,7 @@ from data_tools.classes import RuleError
 from data_tools.folders import ImageFile
 from data_tools.images import decode_stored
 from data_tools.processing import Box, ImageSettings, process
-from data_tools.schema import Layout
+from data_tools.schema import Layout, digest_of
 from data_tools.sources import Reader
 from data_tools.tables import counted
 
@@ -40,9 +40,10 @@ def check_same_source(
     there = [file for file in files if file.path in known]
     for file in there[:: max(1, len(there) // SAMPLE)]:
         outcome = process((file, boxes.get(file.path)), settings, reader)
-        if not outcome.reason:
+        row = known[file.path]
+        if not outcome.reason and digest_of(stored(row)) == base.digests[row].tobytes():  # damage is found out later
             looked += 1
-            if not _alike(stored(known[file.path]), outcome.stored, settings.store):
+            if not _alike(stored(row), outcome.stored, settings.store):
                 other.append(file.path)
     if len(other) > looked / 2:
         raise RuleError(

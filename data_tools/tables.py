@@ -76,8 +76,10 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
     if others := sum(count for _, count in kinds[MOST_KINDS:]):
         parts.append(f"{others:,} for other reasons")
     lines = [f"{counted(len(problems), 'file')} left out: {', '.join(parts)}"]
-    firsts = {KIND.match(problem.reason)[0]: problem for problem in reversed(problems)}
-    shown = [*firsts.values()][::-1][:NAMED]
+    firsts: dict[str, Problem] = {}
+    for problem in problems:
+        firsts.setdefault(KIND.match(problem.reason)[0], problem)
+    shown = [*firsts.values()][:NAMED]
     shown += [problem for problem in problems if problem not in shown][: NAMED - len(shown)]
     lines += [f"    {printable(problem.path)}: {printable(problem.reason)}" for problem in shown]
     if len(problems) > NAMED:

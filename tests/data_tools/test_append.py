@@ -109,3 +109,85 @@ def test_append_finds_the_file_of_its_source(pets: Path, tmp_path: Path, command
     command("pets", "--size", 8)
     code, _, err = command("pets", "--append")
     assert (code, "data/pets-16.h5 and data/pets-8.h5 are there" in err) == (2, True)
+
+
+def test_another_source_of_the_same_name_is_refused(pets: Path, tmp_path: Path, command):
+    out = tmp_path / "f.h5"
+    command(pets, "--size", 16, "--out", out)
+    other = tmp_path / "elsewhere" / "pets"
+    for seed, path in enumerate(sorted(pets.rglob("*.png")), 500):
+        target = other / path.relative_to(pets)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(target)
+    picture(900).save(other / "cat" / "new.png")
+    before = out.read_bytes()
+    code, _, err = command(other, "--append", "--out", out)
+    assert (code, "has other pictures under the same names, such as axolotl/0000.png" in err) == (2, True)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("store", ["raw", "webp"])
+def test_a_moved_source_is_known_and_what_changed_in_it_is_told(store: str, pets: Path, tmp_path: Path, command):
+    out = tmp_path / "f.h5"
+    command(pets, "--size", 16, "--store", store, "--out", out)
+    moved = tmp_path / "disk" / "pets"
+    moved.parent.mkdir()
+    pets.rename(moved)
+    picture(901).save(moved / "cat" / "0001.png")
+    os.utime(moved / "cat" / "0001.png", ns=(time.time_ns() + 10**9,) * 2)
+    (moved / "dog" / "0000.png").unlink()
+    picture(900).save(moved / "cat" / "new.png")
+    code, text, err = command(moved, "--append", "--out", out)
+    assert (code, "Appending 1 file" in text) == (0, True)
+    assert "1 image of" in err
+    assert "is no longer in the source" in err
+    assert "1 file may have changed since, such as cat/0001.png" in err
+    assert open_dataset(out).header.images == 13
+
+
+def test_a_source_that_grows_keeps_its_rules(pets: Path, tmp_path: Path, command):
+    out, merges = tmp_path / "f.h5", tmp_path / "merges.csv"
+    merges.write_text("axolotl,cat\n")
+    rules = ["--merge", merges, "--exclude", "dog", "--limit-per-class", 6, "--dedupe"]
+    assert command(pets, "--size", 16, *rules, "--out", out)[0] == 0
+    kept = set(open_dataset(out).sources)
+    write_classes(pets, {"axolotl/more": 9, "bee": 4, "dog/more": 7, "cat/more": 20}, size=30)
+    shutil.copy(pets / "bee" / "0000.png", pets / "bee" / "copy.png")
+    code, text, err = command(pets, "--append", "--out", out)
+    assert (code, err) == (0, "")
+    assert "As before: --exclude, --limit-per-class, --merge, --dedupe." in text
+    grown = open_dataset(out)
+    assert grown.class_names == ["cat", "bee"]
+    assert grown.class_counts.tolist() == [6, 4]
+    assert set(grown.sources[:6]) == kept
+    code, text, _ = command(pets, "--append", "--out", out)
+    assert (code, "up to date" in text) == (0, True)
+    code, text, _ = command(pets, "--append", "--limit-per-class", 8, "--exclude", "nobody", "--out", out, "--dry-run")
+    assert (code, "would append 11 files" in text) == (0, True)  # 2 of class cat, bee's copy, 8 of class dog
+
+
+def test_a_source_with_boxes_needs_them_again(pets: Path, tmp_path: Path, command):
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("cat/0000.png,0,0,9,9\n")
+    command(pets, "--size", 16, "--boxes", boxes, "--out", tmp_path / "f.h5")
+    picture(900).save(pets / "cat" / "new.png")
+    code, _, err = command(pets, "--append", "--out", tmp_path / "f.h5")
+    assert (code, "cut by --boxes: give these for the new images, too" in err) == (2, True)
+    assert command(pets, "--append", "--boxes", boxes, "--out", tmp_path / "f.h5")[0] == 0
+
+
+@pytest.mark.parametrize("store", ["raw", "png"])
+def test_nothing_is_appended_to_a_damaged_file(store: str, pets: Path, tmp_path: Path, command):
+    out = tmp_path / "f.h5"
+    command(pets, "--size", 16, "--store", store, "--out", out)
+    whole = out.read_bytes()
+    stored = bytes(open_dataset(out).stored_bytes()(3))
+    picture(900).save(pets / "cat" / "new.png")
+    damaged = whole.replace(stored, stored[:50] + bytes([stored[50] ^ 1]) + stored[51:], 1)
+    out.write_bytes(damaged)
+    code, _, err = command(pets, "--append", "--out", out)
+    assert (code, "is damaged, so nothing was appended: image 3 (cat/0000.png)" in err) == (1, True)
+    assert out.read_bytes() == damaged
+    out.write_bytes(whole)
+    assert command(pets, "--append", "--out", out)[0] == 0
+    schema.verify(open_dataset(out))

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import build, journal
+from data_tools import build, cli, commands, journal
+from data_tools.folders import Problem
 from data_tools.schema import open_dataset
+from data_tools.tables import problem_lines
 from tests.data_tools.conftest import LOSSLESS, encoded, picture, pixels, write_classes
 
 STORES = ("raw", "png", "webp", "jpeg")
@@ -205,3 +207,83 @@ def test_places_where_a_data_file_does_not_belong(pets: Path, tmp_path: Path, co
     assert (code, "would lie inside ." in err, "--out ../pets-256.h5" in err) == (2, True, True)
     code, _, err = command(pets, "--out", tmp_path)
     assert (code, f"such as {tmp_path / 'pets.h5'}" in err) == (2, True)
+
+
+def test_another_build_that_ends_while_the_source_is_listed_is_noticed(
+    pets: Path, tmp_path: Path, command, monkeypatch
+):
+    out, original = tmp_path / "f.h5", commands._execute
+    other = write_classes(tmp_path / "other", {"a": 3})
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(commands, "_execute", original)
+        assert commands_of_another(other, out, append=out.exists()) == 0
+        return original(*arguments)
+
+    for action, state in ((["--size", 16], "has appeared"), (["--append"], "has changed")):
+        monkeypatch.setattr(commands, "_execute", meanwhile)
+        picture(70).save(pets / "cat" / f"{state}.png")
+        code, _, err = command(pets, *action, "--out", out)
+        assert (code, f"{state} while its source was listed" in err) == (1, True)
+        other = write_classes(tmp_path / "third", {"b": 3})
+    assert open_dataset(out).header.images == 6
+
+
+def commands_of_another(source: Path, out: Path, append: bool) -> int:
+    return cli.main([str(source), *(["--append"] if append else ["--size", "16"]), "--no-report", "--out", str(out)])
+
+
+def test_a_lock_in_a_folder_that_was_removed_is_none(tmp_path: Path, monkeypatch):
+    """A build that ends removes the folder, perhaps just as the next one takes the lock in it."""
+    out, original, removed = tmp_path / "f.h5", journal.fcntl.flock, []
+
+    def slow(descriptor, operation):
+        if not removed:
+            removed.append(True)
+            shutil.rmtree(tmp_path / "f.h5.partial")
+        return original(descriptor, operation)
+
+    monkeypatch.setattr(journal.fcntl, "flock", slow)
+    with journal.Workspace(out), pytest.raises(journal.BusyError):
+        journal.Workspace(out).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_report_stays_where_it_is(pets: Path, tmp_path: Path, command):
+    mine = tmp_path / "f.h5.report"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    code, _, err = command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    assert (code, "is in the way and is no report" in err) == (0, True)
+    assert (mine / "notes.txt").read_text() == "mine"
+    assert open_dataset(tmp_path / "f.h5").header.images == 12
+    (mine / "notes.txt").unlink()
+    mine.rmdir()
+    mine.write_text("a file")
+    code, _, err = command(pets, "--size", 16, "--out", tmp_path / "f.h5", "--overwrite")
+    assert (code, "is in the way" in err, mine.read_text()) == (0, True, "a file")
+
+
+def test_a_report_of_near_duplicates_can_be_asked_for_later(pets: Path, tmp_path: Path, command):
+    out = tmp_path / "f.h5"
+    command(pets, "--size", 16, "--out", out)
+    assert not (tmp_path / "f.h5.report" / "near-duplicates.tsv").exists()
+    code, text, _ = command(pets, "--size", 16, "--out", out, "--report")
+    assert (code, "up to date" in text, "report:" in text) == (0, True, True)
+    assert (tmp_path / "f.h5.report" / "near-duplicates.tsv").exists()
+
+
+def test_a_foreign_file_in_the_way_is_named(pets: Path, tmp_path: Path, command):
+    (tmp_path / "f.h5").write_text("notes")
+    code, _, err = command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    assert (code, "It is in the way" in err, "--overwrite" in err) == (1, True, True)
+    assert command(pets, "--size", 16, "--out", tmp_path / "f.h5", "--overwrite")[0] == 0
+
+
+def test_reasons_for_files_left_out_add_up(tmp_path: Path):
+    reasons = [f"reason {letter}" for letter in "abcdefghijklmn"] + ["reason a: again"] * 3
+    lines = problem_lines([Problem(f"{index}.png", reason) for index, reason in enumerate(reasons)])
+    assert lines[0].startswith("17 files left out: 4 reason a, 1 reason b")
+    assert lines[0].endswith("1 reason l, 2 for other reasons")
+    assert [line.split(":")[1] for line in lines[1:7]] == [f" reason {letter}" for letter in "abcdef"]
+    assert lines[7] == "    ... and 11 more"
