@@ -132,9 +132,6 @@ def _to_plain_mode(image: Image.Image) -> Image.Image:
         return image.convert("RGBA")
     if image.mode == "1":
         return image.convert("L")
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
 
 

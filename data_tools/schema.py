@@ -100,14 +100,14 @@ class Layout:
     @cached_property
     def sources(self) -> list[str]:
         """Source path of every row; read on first use, since it can be large."""
-        with _open_file(self.path) as file:
+        with _opened(self.path) as file:
             return list(file["sources"].asstr()[:])
 
     @cached_property
     def digests(self) -> np.ndarray:
         """SHA-256 of the stored bytes of every image: uint8 [N, 32]; read on first use."""
-        with _open_file(self.path) as file:
-            return file["digests"][:]
+        with _opened(self.path) as file:
+            return file["digests"].astype(np.uint8)[:]
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -118,30 +118,41 @@ class Layout:
         """The images as a sequence over rows: a read-only memory map for "raw", else `EncodedImages`."""
         if self.image_offset is None:
             return EncodedImages(self.path)
-        return np.memmap(self.path, np.uint8, "r", self.image_offset, self.image_shape)
+        with _reading(self.path):
+            return np.memmap(self.path, np.uint8, "r", self.image_offset, self.image_shape)
 
     def stored_bytes(self) -> Callable[[int], bytes]:
-        """A function from row to the bytes that its digest covers."""
+        """A function from row to the bytes that its digest covers. Both may raise `DatasetError`."""
         if self.image_offset is None:
             return EncodedImages(self.path).__getitem__
         begin, length = self.image_offset, math.prod(self.image_shape[1:])
-        file = open(self.path, "rb")  # noqa: SIM115 (it ends with the function that holds it)
-        # Reading, where a map would count the whole file as memory of this process.
-        return lambda row: os.pread(file.fileno(), length, begin + row * length)
+        with _reading(self.path):
+            file = open(self.path, "rb")  # noqa: SIM115 (it ends with the function that holds it)
+
+        @_reading(self.path)
+        def read(row: int) -> bytes:
+            # Reading, where a map would count the whole file as memory of this process.
+            return os.pread(file.fileno(), length, begin + row * length)
+
+        return read
 
 
 class EncodedImages:
     """Rows of an encoded store as `bytes`, each one PNG, WebP or JPEG file. Threads may share one."""
 
     def __init__(self, path: Path | str):
-        self._file = _open_file(Path(path))
-        self._images = self._file["images"]
+        self._path = Path(path)
+        self._file = _open_file(self._path)
+        with _reading(self._path):
+            self._images = self._file["images"]
+            self._length = len(self._images)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return self._length
 
     def __getitem__(self, row: int) -> bytes:
-        return self._images[row].tobytes()
+        with _reading(self._path):
+            return self._images[row].tobytes()
 
     def close(self) -> None:
         """Close the file; reading after that is an error."""
@@ -160,21 +171,44 @@ def open_dataset(path: Path | str) -> Layout:
     schema, or inconsistent. Pixels are not read: `verify` does that.
     """
     path = Path(path)
-    with _open_file(path) as file:
+    with _opened(path) as file:
         header = _header_of(file, path)
-        try:
-            images, labels = file["images"], file["labels"][:].astype(np.int64, copy=False)
-            class_names = list(file["class_names"].asstr()[:])
-            generations = _generations_of(file)
-            digest_shape, source_shape = file["digests"].shape, file["sources"].shape
-        except (KeyError, TypeError, OSError, ValueError, AttributeError) as error:
-            raise DatasetError(f"{path} is damaged: {_reason(error)}; build it again.") from error
+        images, labels = file["images"], file["labels"].astype(np.int64)[:]
+        class_names = list(file["class_names"].asstr()[:])
+        generations = _generations_of(file)
+        digest_shape, source_shape = file["digests"].shape, file["sources"].shape
         offset = images.id.get_offset() if header.store == "raw" else None
         layout = Layout(path, header, labels, class_names, generations, offset, images.shape)
         problem = _inconsistency(layout, digest_shape, source_shape, images.dtype)
     if problem:
         raise DatasetError(f"{path} is damaged: {problem}; build it again.")
     return layout
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What reading a file raises, and using what was read, becomes `DatasetError`; h5py raises nearly anything."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except OSError as error:
+        if error.errno is None:  # of HDF5, not of the system
+            raise _damaged(path, error) from error
+        raise DatasetError(f"{path} cannot be read: {os.strerror(error.errno).lower()}.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DatasetError:
+    return DatasetError(f"{path} is damaged: {_reason(error)}; copy or build it again.")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """A data file to read from, with all errors that `_reading` knows."""
+    with _reading(path), _open_file(path) as file:
+        yield file
 
 
 def _open_file(path: Path) -> h5py.File:
@@ -225,7 +259,7 @@ def _header_of(file: h5py.File, path: Path) -> Header:
 def _generations_of(file: h5py.File) -> tuple[Generation, ...]:
     group = file["generations"]
     texts = [group[name].asstr()[:] for name in ("fingerprints", "origins", "recipes", "inputs")]
-    columns = [group["rows"][:].tolist(), group["classes"][:].tolist(), *texts]
+    columns = [*(group[name].astype(np.int64)[:].tolist() for name in ("rows", "classes")), *texts]
     return tuple(Generation(*row) for row in zip(*columns, strict=True))
 
 
@@ -296,10 +330,10 @@ def digest_of(stored: bytes | memoryview) -> bytes:
 def verify(
     layout: Layout, workers: int = 2, progress: Callable[[int], None] | None = None, cached: bool = True
 ) -> None:
-    """Read every byte of a data file and compare it with its digests and fingerprints; `DatasetError` if they differ.
+    """Read every byte of a data file and compare it with its digests and fingerprints.
 
-    `progress` is called with the number of rows verified so far. Without `cached`, the images of a "raw" file come
-    from the disk, past the page cache.
+    Raises `DatasetError` if they differ, or if a part cannot be read. `progress` is called with the number of rows
+    verified so far. Without `cached`, the images of a "raw" file come from the disk, past the page cache.
     """
     header, digests = layout.header, layout.digests
     row = 0
@@ -331,6 +365,7 @@ def _hash_again(layout: Layout, workers: int, cached: bool) -> Iterator[list[byt
     def hash_encoded(rows: range) -> list[bytes]:
         return [digest_of(stored(row)) for row in rows]
 
+    @_reading(layout.path)
     def hash_raw(rows: range) -> list[bytes]:
         reader = readers.get()
         try:
@@ -342,7 +377,9 @@ def _hash_again(layout: Layout, workers: int, cached: bool) -> Iterator[list[byt
     with contextlib.ExitStack() as stack:
         if raw:
             for _ in range(workers):
-                readers.put(stack.enter_context(DirectReader(layout.path, together * row_bytes, cached)))
+                with _reading(layout.path):
+                    reader = DirectReader(layout.path, together * row_bytes, cached)
+                readers.put(stack.enter_context(reader))
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         while group := list(islice(blocks, 16 * workers)):  # not all at once, so that memory is bounded
             yield from pool.map(hash_raw if raw else hash_encoded, group)
