@@ -15,6 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from biggan.training.pulse import Pulse
+
 
 class RunBusy(RuntimeError):
     """Another process is training in the same directory."""
@@ -61,6 +63,7 @@ class RunLog:
             disable=not sys.stderr.isatty(),
         )
         self._say = say
+        self._pulse = Pulse(self.say)
 
     def event(self, kind: str, **fields: Any) -> None:
         """A line that is not a measurement: start, save, epoch, stop."""
@@ -76,6 +79,7 @@ class RunLog:
         self.say(f"update {update:,}  images {images_seen:,}  epoch {epoch:.2f}  {_in_short(values)}")
 
     def say(self, text: str) -> None:
+        self._pulse.heard()
         if self._bar.disable:
             self._say(text)
         else:
@@ -84,9 +88,11 @@ class RunLog:
     def progress(self, images_seen: int) -> None:
         self._bar.update(images_seen - self._bar.n)
 
-    def note(self, text: str) -> None:
-        """A word behind the progress bar, for updates that take long."""
-        self._bar.set_postfix_str(text)
+    def passed(self, images: int, player: str, update: int, done: int, size: int, left: float) -> None:
+        """A micro-batch is through: `done` of the `size` images of a player's update; see `Pulse.passed`."""
+        if size > images:
+            self._bar.set_postfix_str(f"{player} {done:,} of {size:,}")
+        self._pulse.passed(images, left, f"update {update:,}: {player} {done:,} of {size:,} images")
 
     def close(self) -> None:
         self._bar.close()

@@ -219,7 +219,7 @@ class Trainer:
         engine = self.networks.engine
         while self.phase < self.config.train.d_steps:
             size = self._begin_update(stop).d
-            values = engine.update_discriminator(self._take(batches, self.images_seen, size, stop), size)
+            values = engine.update_discriminator(self._take("D", batches, self.images_seen, size, stop), size)
             self._means.add(values)
             self.waiting.add(values)
             for record in self.sampler.advance(size):
@@ -229,7 +229,7 @@ class Trainer:
         if self.waiting.over:
             size = self._begin_update(stop).g
             self.networks.ema.decay = self.pace.ema_decay(self.images_seen)
-            source = self._take(batches, self.latents_seen, size, stop)
+            source = self._take("G", batches, self.latents_seen, size, stop)
             self._means.add(engine.update_generator(source, size, self.updates + 1))
             self.latents_seen += size
         self.updates += 1
@@ -247,22 +247,29 @@ class Trainer:
         self.networks.set_learning_rates(*self.pace.learning_rates(self.images_seen))
         return self.pace.batches(self.images_seen)
 
-    def _take(self, batches: Iterator, start: int, size: int, stop: StopSignal) -> Iterator:
+    def _take(self, player: str, batches: Iterator, start: int, size: int, stop: StopSignal) -> Iterator:
         """This process's micro-batches. A single process gives up an update as soon as it is told to stop."""
         train = self.config.train
-        count = len(micro_batches(start, size, train.micro_batch, self.group.rank, self.processes))
         if train.batch_norm == "sync" and -(-size // train.micro_batch) % self.processes:
             raise ConfigError(
                 f"train.batch_norm = 'sync': a batch of {size} in micro-batches of {train.micro_batch} does not share "
                 f"out evenly among {self.processes} processes; use a batch that is a multiple of "
                 f"{train.micro_batch * self.processes}, or another train.micro_batch"
             )
-        for i in range(count):
+        done = 0
+        for span in micro_batches(start, size, train.micro_batch, self.group.rank, self.processes):
             if stop.stop and self.may_abandon:
                 raise Abandoned
-            if count > 1:
-                self.log.note(f"micro-batch {i + 1} of {count}")
             yield next(batches)
+            images = min(span.count * self.processes, size - done)
+            done += images
+            self.log.passed(images, player, self.updates + 1, done, size, self._left())
+
+    def _left(self) -> float:
+        """How many images are to pass through a network until the run's end, at the present batches."""
+        d, g = self.pace.batches(self.images_seen)
+        share = g / (d * self.config.train.d_steps) if self.waiting.over else 0
+        return (self.config.train.images - self.images_seen) * (1 + share)
 
     # -- cadence ----------------------------------------------------------------------------------------------------
 
