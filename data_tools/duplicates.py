@@ -1,19 +1,21 @@
 """Images that a data file has twice: exactly, or nearly."""
 
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from PIL import Image
 
 from data_tools.schema import Layout
+from data_tools.thumbnails import thumbnail_reader
 
 HASH_DISTANCE = 6  # of 64 bits
 HASH_SIDE = 32
 PIXEL_DISTANCE = 12.0  # mean absolute difference of small copies, grey levels
-MOST_PAIRS = 5_000
+MOST_PAIRS = 5_000  # that are listed; the search ends there
+MOST_COMPARED = 4  # earlier images that an image is compared with
+COMPARED_TOGETHER = 2**20  # pairs of hashes
 
 
 def exact_groups(digests: np.ndarray) -> list[list[int]]:
@@ -33,32 +35,28 @@ def exact_groups(digests: np.ndarray) -> list[list[int]]:
 
 
 def near_pairs(layout: Layout, workers: int, progress: Callable[[int], None] | None = None) -> list[tuple[int, int]]:
-    """Pairs of rows that look alike but are not identical: perceptual hashes in reach of each other, then small copies
-    compared. At most `MOST_PAIRS`. `progress` is called with the number of rows hashed so far.
+    """Pairs of an image and a later one that looks like it but is not identical, at most `MOST_PAIRS`, in order.
+
+    Each row is the later one of at most one pair, so that a thousand frames of one scene are a thousand pairs and not
+    half a million. It is compared with the first rows whose perceptual hash is in reach, by small copies. `progress`
+    is called with the number of rows hashed so far.
     """
     hashes = perceptual_hashes(layout, workers, progress)
-    digests, read = layout.digests, thumbnail_reader(layout)
-    pairs = []
-    for first, second in close_pairs(hashes, HASH_DISTANCE):
-        if digests[first].tobytes() == digests[second].tobytes():
-            continue
-        small = [np.asarray(read(row, HASH_SIDE), np.int16) for row in (first, second)]
-        if np.abs(small[0] - small[1]).mean() <= PIXEL_DISTANCE:
-            pairs.append((first, second))
-            if len(pairs) == MOST_PAIRS:
+    copies = [row for group in exact_groups(layout.digests) for row in group[1:]]
+    kept = np.setdiff1d(np.arange(len(hashes)), copies)
+    read, first = thumbnail_reader(layout), {}
+
+    @lru_cache(4096)
+    def small(row: int) -> np.ndarray:
+        return np.asarray(read(row, HASH_SIDE), np.int16)
+
+    for pair in close_pairs(hashes[kept], HASH_DISTANCE, MOST_COMPARED):
+        earlier, row = kept[pair].tolist()
+        if row not in first and np.abs(small(earlier) - small(row)).mean() <= PIXEL_DISTANCE:
+            first[row] = earlier
+            if len(first) == MOST_PAIRS:
                 break
-    return pairs
-
-
-def thumbnail_reader(layout: Layout) -> Callable[[int, int], Image.Image]:
-    """A function from row and size to a small copy of the image, averaged over areas."""
-    images, raw = layout.open_images(), layout.header.store == "raw"
-
-    def read(row: int, size: int) -> Image.Image:
-        image = Image.fromarray(images[row]) if raw else Image.open(io.BytesIO(images[row])).convert("RGB")
-        return image.resize((size, size), Image.Resampling.BOX)
-
-    return read
+    return sorted((earlier, row) for row, earlier in first.items())
 
 
 def perceptual_hashes(layout: Layout, workers: int, progress: Callable[[int], None] | None = None) -> np.ndarray:
@@ -87,32 +85,47 @@ def perceptual_hashes(layout: Layout, workers: int, progress: Callable[[int], No
     return np.concatenate(parts)
 
 
-def close_pairs(hashes: np.ndarray, distance: int) -> list[tuple[int, int]]:
-    """Pairs (i < j) of uint64 hashes that differ in at most `distance` bits, in order.
+def close_pairs(hashes: np.ndarray, distance: int, most: int) -> np.ndarray:
+    """Each of uint64 hashes [N] with the first `most` before it that differ in at most `distance` bits.
 
-    Two such hashes agree wholly in one of distance + 1 bands of bits, so only those that share a band are compared. Of
-    several equal hashes each is paired with the first, and the first alone with others.
+    Returns pairs of rows, the earlier one first, int64 [P, 2], in order of the later one. Two such hashes agree wholly
+    in one of distance + 1 bands of bits, so only those that share a band are compared.
     """
-    values, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    repeats = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
-    pairs = {(int(first[inverse[row]]), int(row)) for row in repeats}
+    n = len(hashes)
+    codes = np.empty(0, np.int64)  # later row * n + earlier row
     edges = np.linspace(0, 64, distance + 2).astype(int)
     for low, high in pairwise(edges):
-        band = (values >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
         bounds = np.flatnonzero(np.diff(band[order])) + 1
+        found = [codes]
         for bucket in np.split(order, bounds):
-            pairs |= _close_in_bucket(values, first, bucket, distance)
-    return sorted(pairs)
+            earlier, later = _close_in_bucket(hashes[bucket], distance, most)
+            found.append(bucket[later] * n + bucket[earlier])
+        codes = np.unique(np.concatenate(found))
+        codes = codes[_rank(codes // max(1, n)) < most]
+    return np.stack([codes % max(1, n), codes // max(1, n)], 1)
 
 
-def _close_in_bucket(values: np.ndarray, first: np.ndarray, bucket: np.ndarray, distance: int) -> set[tuple[int, int]]:
-    pairs = set()
-    for begin in range(0, len(bucket) - 1, 512):
-        rows = bucket[begin : begin + 512]
-        differing = np.bitwise_count(values[rows][:, None] ^ values[bucket[begin:]][None, :])
-        left, right = np.nonzero(differing <= distance)
-        for i, j in zip(rows[left].tolist(), bucket[begin:][right].tolist(), strict=True):
-            if i != j:
-                pairs.add((int(min(first[i], first[j])), int(max(first[i], first[j]))))
-    return pairs
+def _close_in_bucket(values: np.ndarray, distance: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of such pairs, found in time and memory that do not grow with the square of look-alikes."""
+    earlier_ones, later_ones = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    found = np.zeros(len(values), np.int64)
+    waiting, begin = np.arange(1, len(values)), 0  # positions that have not been compared with all, nor found enough
+    while len(waiting):
+        block = np.arange(begin, min(len(values), begin + max(1, COMPARED_TOGETHER // len(waiting))))
+        close = np.bitwise_count(values[waiting][:, None] ^ values[block]) <= distance
+        later, earlier = np.nonzero(close & (waiting[:, None] > block))
+        later, earlier = waiting[later], block[earlier]
+        wanted = _rank(later) + found[later] < most
+        earlier_ones.append(earlier[wanted])
+        later_ones.append(later[wanted])
+        found += np.bincount(later[wanted], minlength=len(values))
+        begin = block[-1] + 1
+        waiting = waiting[(found[waiting] < most) & (waiting > begin)]
+    return np.concatenate(earlier_ones), np.concatenate(later_ones)
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """For each of some ordered values, how many equal ones come before it."""
+    return np.arange(len(values)) - np.searchsorted(values, values)

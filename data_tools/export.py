@@ -13,6 +13,7 @@ from PIL import Image
 from data_tools.progress import Progress
 from data_tools.schema import DatasetError, Layout, digest_of
 
+UNFINISHED = ".unfinished-export"
 SUFFIXES = {"raw": ".png", "png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
 
@@ -24,14 +25,32 @@ def export_folders(layout: Layout, target: Path, workers: int = 1) -> int:
     """Write one folder per class below `target`, and in it one image per row; returns the number of images.
 
     Raw images become PNG files, encoded ones keep their bytes. File names begin with the row, which keeps their order
-    and makes them unique. Building from these folders gives the same pixels, labels and class names. `target` appears
-    when all of it is there. Raises `DatasetError` for an image that is not the one that was written.
+    and makes them unique. Building from these folders with a lossless store gives the same pixels for each class. It
+    gives the same ids, too, where they follow the order of names, as in a file that was built from folders at once:
+    after an append, new classes come last. Names that no folder can have are changed, see `folder_names`.
+
+    The class folders appear when all of them are there; until then they lie in `UNFINISHED`, inside `target`. Raises
+    `ExportError`, and `DatasetError` for an image that is not the one that was written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    missing = not target.exists()
+    if not missing and (not target.is_dir() or any(path.name != UNFINISHED for path in target.iterdir())):
         raise ExportError(f"{target} exists and is not an empty folder: choose another, or delete it first.")
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was interrupted
-    folders = [partial / name for name in folder_names(layout.class_names)]
+    unfinished = target / UNFINISHED
+    if unfinished.exists():  # of an export that was interrupted
+        shutil.rmtree(unfinished)
+    try:
+        _write_folders(layout, unfinished, workers)
+        for folder in sorted(unfinished.iterdir()):
+            folder.rename(target / folder.name)
+        unfinished.rmdir()
+    except BaseException:
+        shutil.rmtree(target if missing else unfinished, ignore_errors=True)
+        raise
+    return layout.header.images
+
+
+def _write_folders(layout: Layout, parent: Path, workers: int) -> None:
+    folders = [parent / name for name in folder_names(layout.class_names)]
     for folder in folders:
         folder.mkdir(parents=True)
     stored, digests, labels, sources = layout.stored_bytes(), layout.digests, layout.labels, layout.sources
@@ -48,13 +67,7 @@ def export_folders(layout: Layout, target: Path, workers: int = 1) -> int:
         else:
             path.write_bytes(data)
 
-    try:
-        _write_all(write, layout.header.images, workers)
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return layout.header.images
+    _write_all(write, layout.header.images, workers)
 
 
 def _write_all(write: Callable[[int], None], rows: int, workers: int) -> None:
@@ -91,7 +104,7 @@ def _key(folder: str) -> str:
 
 
 def _safe(name: str) -> str:
-    name = name.replace("/", "_").replace(os.sep, "_")
+    name = name.replace("/", "_").replace(os.sep, "_").replace("\0", "_")
     return f"_{name}" if name.startswith(".") or not name else name
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.charts import bars, class_histogram, histogram, imbalance, rank_plot
-from data_tools.duplicates import thumbnail_reader
+from data_tools.duplicates import MOST_PAIRS
 from data_tools.facts import SIDE_EDGES, Duplicates, Facts
 from data_tools.schema import Layout
-from data_tools.sheets import PAGE_THUMBNAIL, as_webp, strips
 from data_tools.tables import byte_count, counted, kinds_of
+from data_tools.thumbnails import as_webp, strips, thumbnail_reader
 
+PAGE_THUMBNAIL = 48  # pixels
 MOST_LISTED = 200  # entries of a list; the tables beside the page have all
 MOST_OPEN = 12  # entries of a list that is shown without being asked for
-MOST_PAIRS = 40  # of near duplicates with pictures
+MOST_PICTURED = 40  # pairs of near duplicates
 MOST_THUMBNAILS = 8_000  # on the page
 
 
@@ -184,13 +185,14 @@ def _duplicates(layout: Layout, duplicates: Duplicates) -> str:
     if not duplicates.near:
         return text + _section("Near duplicates", "<p>none found</p>")
     read, pairs = thumbnail_reader(layout), []
-    for first, second in duplicates.near[:MOST_PAIRS]:
+    for first, second in duplicates.near[:MOST_PICTURED]:
         pictures = [(row, _inline(as_webp(read(row, 96)))) for row in (first, second)]
         images = "".join(f'<img src="{data}" title="{escape(sources[row])}" alt="">' for row, data in pictures)
         pairs.append(f'<span class="pair">{images}</span>')
     more = _link("near-duplicates.tsv", "near-duplicates.tsv")
     first = f"the first {len(pairs)} of " if len(pairs) < len(duplicates.near) else ""
-    note = f'<p class="soft">{first}{counted(len(duplicates.near), "pair")} of images that look alike, {more}</p>'
+    cut = "; the search ended there, and more may look alike" if len(duplicates.near) >= MOST_PAIRS else ""
+    note = f'<p class="soft">{first}{counted(len(duplicates.near), "pair")} of images that look alike, {more}{cut}</p>'
     return text + _section("Near duplicates", note + "".join(pairs))
 
 

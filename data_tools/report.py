@@ -6,7 +6,7 @@ remarks.tsv          images that were taken with a reservation, such as the firs
 merges.tsv           found classes whose files were given to another
 left-out.tsv         found classes that are not in the file, and why
 duplicates.tsv       rows whose stored images are identical
-near-duplicates.tsv  rows that look alike, if asked for
+near-duplicates.tsv  rows that look alike, each with one before it, if asked for; at most `duplicates.MOST_PAIRS`
 sheets/              a contact sheet per twenty classes
 facts.json           what the build saw and the data file does not tell
 index.html           all of it on one page that needs nothing else
@@ -23,7 +23,9 @@ from data_tools.facts import Duplicates, Facts, SourceSizes
 from data_tools.folders import Problem
 from data_tools.page import write_page
 from data_tools.schema import Layout
-from data_tools.sheets import write_sheets
+from data_tools.sheets import sheet_names, write_sheets
+
+TABLES = ("classes.tsv", "skipped.tsv", "remarks.tsv", "merges.tsv", "left-out.tsv", "duplicates.tsv")
 
 
 def write_report(
@@ -63,6 +65,12 @@ def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) ->
             file.write("\t".join(" ".join(str(cell).split()) for cell in row) + "\n")
 
 
+def is_complete(folder: Path, layout: Layout) -> bool:
+    """Whether a folder has all that the report of a data file always has."""
+    sheets = (f"sheets/{name}" for name in sheet_names(layout.header.classes))
+    return all((folder / name).is_file() for name in ("index.html", "facts.json", *TABLES, *sheets))
+
+
 def read_facts(folder: Path, layout: Layout) -> Facts | None:
     """The facts of an earlier report of this very file, or None."""
     try:
@@ -73,5 +81,5 @@ def read_facts(folder: Path, layout: Layout) -> Facts | None:
             content[name] = [kind(*row) for row in content[name]]
         content["sizes"] = SourceSizes(**content["sizes"]) if content["sizes"] else None
         return Facts(**content)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

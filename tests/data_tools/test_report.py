@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import time
+import tracemalloc
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_tools.duplicates import close_pairs, exact_groups, near_pairs
-from data_tools.export import folder_names
-from data_tools.schema import open_dataset
-from data_tools.sheets import rows_by_class
+from data_tools import duplicates, page
+from data_tools.duplicates import close_pairs, exact_groups, near_pairs, perceptual_hashes
+from data_tools.export import UNFINISHED, folder_names
+from data_tools.report import is_complete, read_facts
+from data_tools.schema import Layout, open_dataset
+from data_tools.thumbnails import rows_by_class
 from tests.data_tools.conftest import picture, write_classes
 
 
@@ -88,15 +93,32 @@ def test_exact_groups_are_the_equal_rows(keys: list[int]):
     assert exact_groups(digests) == sorted(group for group in expected if len(group) > 1)
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=20, unique=True), st.data())
-def test_close_pairs_misses_none(values: list[int], data: st.DataObject):
-    bits = data.draw(st.sets(st.integers(0, 63), max_size=6))
-    values.append(values[0] ^ sum(1 << bit for bit in bits))
-    values = list(dict.fromkeys(values))
-    hashes = np.array(values, np.uint64)
-    n = len(values)
-    expected = [(i, j) for i in range(n) for j in range(i + 1, n) if (values[i] ^ values[j]).bit_count() <= 6]
-    assert close_pairs(hashes, 6) == expected
+FLIPS = st.lists(st.tuples(st.integers(0, 4), st.sets(st.integers(0, 63), max_size=9)), max_size=25)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=5, max_size=5), FLIPS, st.integers(1, 3))
+def test_close_pairs_are_the_first_in_reach(seeds: list[int], flips: list, most: int):
+    values = [seeds[index] ^ sum(1 << bit for bit in bits) for index, bits in flips]
+    expected = []
+    for row, value in enumerate(values):
+        near = [earlier for earlier in range(row) if (values[earlier] ^ value).bit_count() <= 6]
+        expected += [[earlier, row] for earlier in near[:most]]
+    assert close_pairs(np.array(values, np.uint64), 6, most).tolist() == expected
+
+
+@pytest.mark.parametrize("bits", [0, 3, 9])
+def test_very_many_look_alikes_take_neither_long_nor_much_memory(bits: int):
+    """Equal hashes, almost equal ones, and ones of which some are in reach of each other; no pair counts twice."""
+    hashes = np.random.default_rng(0).integers(0, 2**bits, 20_000, dtype=np.uint64) | np.uint64(2**63)
+    began = time.process_time()
+    tracemalloc.start()
+    pairs = close_pairs(hashes, 6, 4)
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.process_time() - began < 10
+    assert memory < 200 * 2**20
+    assert 4 * 19_000 < len(pairs) <= 4 * 20_000
+    assert set(pairs[:, 1].tolist()) == set(range(1, 20_000))
 
 
 def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path, command):
@@ -109,8 +131,46 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path, command):
     command(source, "--size", 48, "--out", tmp_path / "f.h5", "--report")
     layout = open_dataset(tmp_path / "f.h5")
     assert near_pairs(layout, 2) == [(3, 12), (4, 13)]
+    assert "search ended" not in (tmp_path / "f.h5.report" / "index.html").read_text()
     rows = table(tmp_path / "f.h5.report" / "near-duplicates.tsv")
     assert rows[1:] == [["12", "a/again.jpg", "3", "a/03.png"], ["13", "a/smaller.png", "4", "a/04.png"]]
+
+
+def build_from(folder: Path, images: list[Image.Image], command, *options: object) -> Layout:
+    (folder / "src" / "a").mkdir(parents=True)
+    for index, image in enumerate(images):
+        image.save(folder / "src" / "a" / f"{index:02d}.png")
+    assert command(folder / "src", "--size", 48, "--out", folder / "f.h5", *options)[0] == 0
+    return open_dataset(folder / "f.h5")
+
+
+def brighter(image: Image.Image, amount: int) -> Image.Image:
+    """The same forms in other grey levels, which a perceptual hash does not see."""
+    return image.point(lambda level: level // 2 + amount)
+
+
+def test_equal_forms_in_other_colours_are_no_near_duplicates(tmp_path: Path, command):
+    """And they are not in the way of one that does look alike."""
+    image = picture(3, 48, 48)
+    layout = build_from(tmp_path, [brighter(image, amount) for amount in (0, 60, 120, 121)], command)
+    assert close_pairs(perceptual_hashes(layout, 1), 6, 4).tolist()[:2] == [[0, 1], [0, 2]]
+    assert near_pairs(layout, 1) == [(2, 3)]
+
+
+def test_copies_of_one_image_do_not_hide_what_looks_like_them(tmp_path: Path, command):
+    image = picture(3, 48, 48)
+    layout = build_from(tmp_path, [brighter(image, 0)] * 6 + [brighter(image, 90), brighter(image, 91)], command)
+    assert near_pairs(layout, 1) == [(6, 7)]
+
+
+def test_a_list_of_near_duplicates_that_was_cut_says_so(tmp_path: Path, command, monkeypatch):
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 3)
+    monkeypatch.setattr(page, "MOST_PAIRS", 3)
+    layout = build_from(tmp_path, [brighter(picture(3, 48, 48), amount) for amount in range(6)], command, "--report")
+    assert near_pairs(layout, 1) == [(0, 1), (0, 2), (0, 3)]
+    text = Page((tmp_path / "f.h5.report" / "index.html").read_text()).text
+    assert "3 pairs of images that look alike" in text
+    assert "the search ended there" in text
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 6))
@@ -139,6 +199,29 @@ def test_inspect_makes_the_report_again_without_forgetting(pets: Path, tmp_path:
     assert len(list((report / "sheets").iterdir())) == 1
 
 
+@pytest.mark.parametrize("content", ["null", "[]", "3", '{"fingerprint": 1}', "{", ""])
+def test_facts_that_say_nothing_are_no_facts(content: str, pets: Path, tmp_path: Path, command):
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    report, layout = tmp_path / "f.h5.report", open_dataset(tmp_path / "f.h5")
+    assert read_facts(report, layout) is not None
+    (report / "facts.json").write_text(content)
+    assert read_facts(report, layout) is None
+
+
+def test_a_report_that_lacks_something_is_not_complete(pets: Path, tmp_path: Path, command):
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    report, layout = tmp_path / "f.h5.report", open_dataset(tmp_path / "f.h5")
+    files = [path for path in report.rglob("*") if path.is_file()]
+    assert len(files) == 9
+    for path in files:
+        assert is_complete(report, layout)
+        path.rename(tmp_path / "aside")
+        assert not is_complete(report, layout), path
+        (tmp_path / "aside").rename(path)
+    shutil.rmtree(report / "sheets")
+    assert not is_complete(report, layout)
+
+
 @pytest.mark.parametrize("store", ["raw", "png", "webp", "jpeg"])
 def test_export_and_build_again_give_the_same_file(store: str, pets: Path, tmp_path: Path, command):
     command(pets, "--size", 16, "--store", store, "--out", tmp_path / "f.h5")
@@ -157,26 +240,63 @@ def test_export_and_build_again_give_the_same_file(store: str, pets: Path, tmp_p
     assert (code, "is not an empty folder" in err) == (1, True)
 
 
-def test_an_export_is_whole_or_not_there(pets: Path, tmp_path: Path, command):
-    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
-    layout = open_dataset(tmp_path / "f.h5")
-    with open(tmp_path / "f.h5", "r+b") as file:
-        file.seek(layout.image_offset + 5 * 16 * 16 * 3)
+def damage_image(path: Path, row: int) -> None:
+    layout = open_dataset(path)
+    with open(path, "r+b") as file:
+        file.seek(layout.image_offset + row * 16 * 16 * 3)
         file.write(b"\0\1\2\3")
-    (tmp_path / "back").mkdir()
-    code, _, err = command("--export", tmp_path / "f.h5", tmp_path / "back")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_export_is_whole_or_not_there(there: bool, pets: Path, tmp_path: Path, command):
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    damage_image(tmp_path / "f.h5", 5)
+    back = tmp_path / "back"
+    if there:
+        back.mkdir()
+    before = sorted(tmp_path.iterdir())
+    code, _, err = command("--export", tmp_path / "f.h5", back)
     assert (code, "image 5 (cat/0002.png) is not what was written" in err) == (1, True)
-    assert list((tmp_path / "back").iterdir()) == []
+    assert sorted(tmp_path.iterdir()) == before
+    assert not there or list(back.iterdir()) == []
     command(pets, "--size", 16, "--out", tmp_path / "f.h5", "--overwrite")
+    assert command("--export", tmp_path / "f.h5", back)[0] == 0
+    assert sorted(path.name for path in back.iterdir()) == ["axolotl", "cat", "dog"]
+    assert len(list(back.rglob("*.png"))) == 12
+
+
+def test_an_export_removes_what_an_interrupted_one_left_and_nothing_else(pets: Path, tmp_path: Path, command):
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    (tmp_path / "back.partial").mkdir()
+    (tmp_path / "back.partial" / "precious").write_text("of someone else")
+    (tmp_path / "back" / UNFINISHED / "cat").mkdir(parents=True)
+    (tmp_path / "back" / UNFINISHED / "cat" / "half.png").write_bytes(b"half")
     assert command("--export", tmp_path / "f.h5", tmp_path / "back")[0] == 0
-    assert len(list((tmp_path / "back").rglob("*.png"))) == 12
-    assert not (tmp_path / "back.partial").exists()
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["axolotl", "cat", "dog"]
+    assert not list((tmp_path / "back").rglob("half.png"))
+    assert (tmp_path / "back.partial" / "precious").exists()
+    (tmp_path / "back" / UNFINISHED).mkdir()
+    assert "is not an empty folder" in command("--export", tmp_path / "f.h5", tmp_path / "back")[2]
+
+
+def test_an_export_to_the_current_folder(pets: Path, tmp_path: Path, command, monkeypatch):
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert command("--export", "../f.h5", ".")[0] == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["axolotl", "cat", "dog"]  # not in a deleted folder
 
 
 def test_folder_names_are_unique_and_allowed():
-    names = folder_names(["a/b", "a_b", "A_B", "..", "", ".hidden", "é" * 300])
-    assert len({name.casefold() for name in names}) == 7
+    names = folder_names(["a/b", "a_b", "A_B", "..", "", ".hidden", "é" * 300, "a\0b"])
+    assert len({name.casefold() for name in names}) == 8
     assert not any("/" in name or name.startswith(".") or len(name.encode()) > 250 for name in names)
+    assert not any("\0" in name for name in names)
+
+
+def test_folder_names_differ_by_more_than_the_spelling_of_accents():
+    names = folder_names(["caf\u00e9", "cafe\u0301", "CAFE\u0301"])
+    assert len({unicodedata.normalize("NFC", name.casefold()) for name in names}) == 3
 
 
 USAGE = {
