@@ -12,6 +12,8 @@ from biggan.cli import Parser, UsageError, run_command
 from biggan.cli.runs import WEIGHTS, newest_run
 from biggan.config import nearest
 
+SAMPLES = Path("samples")
+
 
 def main(argv: list[str] | None = None) -> None:
     run_command(sample, make_parser(), argv)
@@ -21,24 +23,30 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="biggan-sample",
         description="Draw images of chosen classes from a trained generator, as one PNG grid.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--class", dest="classes", nargs="+", default=["all"], metavar="C", help="ids, ranges (3-7), names, or 'all'")
+    add(
+        "--class",
+        dest="classes",
+        nargs="+",
+        default=["all"],
+        metavar="C",
+        help="ids, ranges (3-7), names; default: all",
+    )
     add("--run", metavar="PATH", help="run directory, checkpoint or model file; default: the newest run in weights/")
     add("--count", type=int, metavar="N", help="images per class; default: 16 of one class, else 8")
     add("--grid", metavar="RxC", help="rows and columns of the picture, e.g. 4x8; default: a row for each class")
-    add("--seed", type=int, default=0, help="another seed, other images; the same seed, the same images")
-    add("--truncation", type=float, default=1.0, metavar="T", help="below 1: less variety, better images")
+    add("--seed", type=int, default=0, help="another seed, other images; default: 0")
+    add("--truncation", type=float, default=1.0, metavar="T", help="below 1: less variety, better images; default: 1")
     modes = ("resample", "tfhub", "scale", "clamp")
     add("--truncation-mode", choices=modes, help="what T means; default: what the weights were published with")
     add(
         "--statistics",
         default="standing",
         choices=("standing", "running"),
-        help="batch-norm statistics: measured for T (or those that came with the weights), or the training's",
+        help="batch-norm statistics: measured for T or come with the weights (default), or the training's",
     )
-    add("--standing-images", type=int, metavar="N", help="images to take standing statistics over")
+    add("--standing-images", type=int, metavar="N", help="images to take standing statistics over; default: up to 1024")
     add("--grey", action="store_true", help="a grey picture: the brightness of the colours (ITU-R 601)")
     add("--no-ema", action="store_true", help="the generator itself instead of its moving average")
     add("--micro-batch", type=int, metavar="N", help="images per pass; default: by resolution")
@@ -49,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def sample(args: argparse.Namespace) -> int:
     check_numbers(args)
+    check_place(args.out)
     import numpy as np
     import torch
 
@@ -63,16 +72,20 @@ def sample(args: argparse.Namespace) -> int:
     ids = choose_classes(args.classes, generator.class_names)
     columns, per_class = layout(args, len(ids))
     out = args.out or default_path(path, args, ids, len(generator.class_names))
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out}: the picture is a PNG file; give it a name that ends in .png")
+    if generator.description.get("images_seen") == 0 and "began_from" not in generator.description:
+        tell(f"warning: {generator.source} has been trained on 0 images so far; the pictures are noise")
     args.truncation_mode = args.truncation_mode or published_mode(generator)
     args.standing_images = args.standing_images or usual_images(generator)
     if has_stored_statistics(generator, args.truncation, args.truncation_mode):
         args.statistics, args.standing_images = "stored", None
     elif args.statistics == "standing":
-        print(f"batch-norm statistics over {args.standing_images} images (kept for the next time) ...", file=sys.stderr)
+        count = args.standing_images
         cached_standing_statistics(
-            generator, images=args.standing_images, truncation=args.truncation, mode=args.truncation_mode
+            generator,
+            measuring=lambda: tell(f"batch-norm statistics over {count} images (kept for the next time) ..."),
+            images=count,
+            truncation=args.truncation,
+            mode=args.truncation_mode,
         )
     images = generate(
         generator,
@@ -91,6 +104,10 @@ def sample(args: argparse.Namespace) -> int:
     return 0
 
 
+def tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     for name in ("count", "micro_batch", "standing_images"):
         value = getattr(args, name)
@@ -100,6 +117,14 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise UsageError(f"--truncation {args.truncation}: it must be positive")
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed}: it must be between 0 and 2**63 - 1")
+
+
+def check_place(out: Path | None) -> None:
+    """The default folder is made when it is missing, any other is rather a slip of the keyboard."""
+    if out and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: the picture is a PNG file; give it a name that ends in .png")
+    if out and out.parent != SAMPLES and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first, or choose another")
 
 
 def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -151,7 +176,7 @@ def default_path(source: Path, args: argparse.Namespace, ids: list[int], classes
     which = "all" if len(ids) == classes and classes > 1 else "-".join(str(i) for i in ids[:4])
     more = f"-and{len(ids) - 4}" if len(ids) > 4 and which != "all" else ""
     truncation = f"-t{args.truncation:g}" if args.truncation != 1 else ""
-    return Path("samples") / f"{source.stem}-class{which}{more}{truncation}-seed{args.seed}.png"
+    return SAMPLES / f"{source.stem}-class{which}{more}{truncation}-seed{args.seed}.png"
 
 
 def settings(args: argparse.Namespace, generator, ids: list[int], per_class: int) -> dict:

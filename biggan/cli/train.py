@@ -34,7 +34,6 @@ def make_parser() -> argparse.ArgumentParser:
         prog="biggan-train",
         description="Train a class-conditional GAN. The same command line continues its run where it was.",
         epilog=f"Presets: {', '.join(preset_names())}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--config", metavar="NAME|FILE", help="a preset, or a TOML file like a run's config.toml")
@@ -163,12 +162,17 @@ def resolve_classes(config: Config, data) -> Config:
 def summary(config: Config, data, run: Path) -> str:
     counts = data.class_counts
     train = config.train
+    classes = "1 class" if len(counts) == 1 else f"{len(counts)} classes of {_range(counts.min(), counts.max())}"
     return (
-        f"data   {data.name}: {len(data):,} images, {len(counts)} classes of {counts.min():,} to {counts.max():,}\n"
+        f"data   {data.name}: {len(data):,} images, {classes}\n"
         f"run    {run}\n"
         f"batch  D {train.batch_size} and G {train.g_batch_size}, in micro-batches of {train.micro_batch}; "
         f"{train.d_steps} D update(s) per G update; {train.images:,} images in all"
     )
+
+
+def _range(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def start(config: Config, data, run: Path, args: argparse.Namespace) -> int:

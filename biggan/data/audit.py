@@ -101,7 +101,8 @@ class AuditReport:
     def lines(self) -> list[str]:
         """The report as text, a finding a line."""
         exact = sum(epoch.verdict == "exact" for epoch in self.epochs)
-        summary = f"{self.sessions} sessions, {exact} of {len(self.epochs)} epochs exact"
+        sessions = "1 session" if self.sessions == 1 else f"{self.sessions} sessions"
+        summary = f"{sessions}, {exact} of {len(self.epochs)} epochs exact"
         return [*map(str, self.epochs), *self.changes, *self.problems, summary]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -115,8 +115,11 @@ def _lacks_statistics(generator: nn.Module) -> bool:
     return none_came and not any(layer.running_mean.any() for layer in batch_norms(generator))
 
 
-def cached_standing_statistics(generator: nn.Module, **options) -> None:
-    """`estimate`, remembered beside the model file that the generator was loaded from, one file per set of options."""
+def cached_standing_statistics(generator: nn.Module, *, measuring: Callable[[], None] | None = None, **options) -> None:
+    """`estimate`, remembered beside the model file that the generator was loaded from, one file per set of options.
+
+    `measuring` is called first where nothing is remembered, since it may take long then.
+    """
     source = generator.source
     key = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()[:12]
     file = source.parent / "standing" / f"{source.stem}-{key}.safetensors"
@@ -134,6 +137,8 @@ def cached_standing_statistics(generator: nn.Module, **options) -> None:
             return
     except CheckpointError:
         pass  # not there yet, or damaged: measure again
+    if measuring:
+        measuring()
     estimate(generator, **options)
     with contextlib.suppress(OSError):  # a read-only checkpoint is no reason not to sample
         file.parent.mkdir(exist_ok=True)

@@ -72,7 +72,8 @@ def test_grid_truncation_and_raw_weights(here):
         (["--class", "0", "--out", "x.jpg"], 2, ".png"),
         (["--class", "0", "--run", "nowhere"], 1, "nowhere does not exist"),
         (["--class", "0", "--run", "weights"], 1, "no checkpoint"),
-        (["--class", "0", "--out", "/proc/none/x.png"], 1, "/proc/none"),
+        (["--class", "0", "--out", "elsewhere/x.png"], 2, "there is no folder elsewhere"),
+        (["--class", "0", "--out", "/proc/x.png"], 1, "/proc/"),
     ],
 )
 def test_errors_are_one_sentence(here, capsys, arguments, code, message):
@@ -81,6 +82,33 @@ def test_errors_are_one_sentence(here, capsys, arguments, code, message):
     assert message in error
     assert len(error.splitlines()) <= 2
     assert "Traceback" not in error
+
+
+def test_statistics_are_told_of_only_when_they_are_measured(here, capsys):
+    told = []
+    for seed in (0, 1):
+        assert run("--class", 0, "--truncation", 0.7, "--seed", seed) == 0
+        told.append("batch-norm statistics over 1024 images" in capsys.readouterr().err)
+    assert told == [True, False]
+
+
+def test_weights_that_have_seen_no_image_are_told_of(here, capsys):
+    begun, trained = (f"weights/r/checkpoints/step-{updates:08d}" for updates in (0, 2))
+    assert run("--class", 0, "--run", begun, "--statistics", "running", "--out", "noise.png") == 0
+    assert "trained on 0 images so far; the pictures are noise" in capsys.readouterr().err
+    assert run("--class", 0, "--run", trained, "--statistics", "running", "--out", "noise.png") == 0
+    assert "noise" not in capsys.readouterr().err
+
+
+def test_the_help_shows_no_defaults_that_are_none(capsys):
+    assert run("--help") == 0
+    assert "default: all" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train(["--help"])
+    out = capsys.readouterr().out
+    assert "--rollback STEP" in out
+    assert "None" not in out
+    assert "False" not in out
 
 
 def test_without_a_run_it_says_so(tmp_path, monkeypatch, capsys):

@@ -67,6 +67,20 @@ def test_usage_errors(here, capsys, arguments, message):
     assert message in error_of(capsys, *arguments, code=2)
 
 
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ({"a": 3}, "3 images, 1 class\n"),
+        ({"a": 2, "b": 2}, "2 classes of 2\n"),
+        ({"a": 2, "b": 3}, "2 classes of 2 to 3\n"),
+    ],
+)
+def test_the_sizes_of_classes_are_told_briefly(here, capsys, counts, text):
+    images = write_class_folders(here / "images", counts)
+    assert run("--config", "digits32", "--data", images, "--dry-run") == 0
+    assert text in capsys.readouterr().out
+
+
 def test_no_data_and_data_of_another_size(here, data_file, capsys):
     assert "build-dataset" in error_of(capsys, "--config", "digits32", code=1)
     (here / "data").mkdir()

@@ -59,7 +59,7 @@ def test_an_unbroken_run_is_exact(run):
     assert verdicts(report) == ["exact"] * 3
     assert report.ok
     assert report.lines()[0] == "epoch 0: images 0 to 100: exact: each of 100 images once"
-    assert report.lines()[-1] == "1 sessions, 3 of 3 epochs exact"
+    assert report.lines()[-1] == "1 session, 3 of 3 epochs exact"
 
 
 def test_the_epoch_in_progress_is_told_apart(run):
