@@ -113,3 +113,41 @@ def test_a_merge_into_a_name_that_is_nearly_that_of_a_class_is_doubted():
     warnings = select(listing(SAILORS), ClassRules({"Sailor Venus": "Aino Minakko"})).warnings
     assert warnings == ["--merge: class 'Aino Minakko' is new, made by the merge alone (did you mean 'Aino Minako'?)."]
     assert select(listing(SAILORS), ClassRules({"Luna": "Cats"})).warnings == []
+
+
+def test_the_limit_chooses_by_path_and_not_by_order():
+    """Files are often numbered by date or by scene; the first ones alone would be of one kind."""
+    chosen = [file.path for file in select(listing({"a": 100}), ClassRules(limit_per_class=20)).files]
+    assert len(chosen) == 20
+    assert chosen == sorted(chosen)
+    assert chosen[-1] > "a/050.png"
+    selection = select(listing({"a": 100, "b": 3}), ClassRules(limit_per_class=20))
+    assert selection.over_limit == 80
+
+
+def test_known_images_come_first_in_the_limit():
+    known = {f"a/{number:03d}.png" for number in range(40, 50)}
+    chosen = {file.path for file in select(listing({"a": 100}), ClassRules(limit_per_class=15), ["a"], known).files}
+    assert len(chosen) == 15
+    assert known <= chosen
+
+
+def test_limits_leave_the_classes_of_a_growing_file_alone():
+    rules = ClassRules(min_images=5, max_classes=3)
+    selection = select(listing({"old": 1, "a": 9, "b": 8, "c": 7, "small": 2}), rules, ["old"])
+    assert selection.class_names == ["old", "a", "b"]  # three with the one that is there
+    assert {row.name: row.reason for row in selection.left_out} == {
+        "c": "not among the 3 largest",
+        "small": "fewer than 5 images",
+    }
+
+
+def test_a_name_counts_before_a_pattern():
+    selection = select(listing({"a*": 1, "ab": 1, "b": 1}), ClassRules(exclude=("a*",)))
+    assert selection.class_names == ["ab", "b"]
+    assert select(listing({"aa": 1, "ab": 1, "b": 1}), ClassRules(exclude=("a*",))).class_names == ["b"]
+
+
+def test_a_circle_is_shown_as_it_goes():
+    with pytest.raises(RuleError, match="z -> a -> z"):
+        select(listing({"a": 1}), ClassRules({"z": "a", "a": "z"}))
