@@ -174,7 +174,10 @@ def read_merges(path: Path) -> dict[str, str]:
             pairs = [tuple(cells) for _, cells in csv_rows(path.read_text(encoding="utf-8-sig"))]
     except OSError as error:
         raise RuleError(f"merge file {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # of TOML, CSV or UTF-8
+    except tomllib.TOMLDecodeError as error:
+        message = f'merge file {path} cannot be understood: {error}; a line is "alias" = "class", quotes included.'
+        raise RuleError(message) from error
+    except ValueError as error:  # of CSV or UTF-8
         raise RuleError(f"merge file {path} cannot be understood: {error}.") from error
     if pairs and [str(cell).lower() for cell in pairs[0]] == ["alias", "class"]:
         del pairs[0]

@@ -77,7 +77,7 @@ def _add_image_options(add: Callable) -> None:
     add("--min-size", type=_positive, metavar="N", help="leave out images of fewer pixels instead of enlarging them")
     add("--boxes", type=Path, metavar="CSV", help="path,x0,y0,x1,y1: the part of each image to use, such as a portrait")
     reason = "lossless by default, since a generator learns what it is shown, artefacts of JPEG included"
-    add("--store", choices=STORES, help=f"raw is fastest, webp and png are smaller, jpeg smallest; {reason}")
+    add("--store", choices=STORES, help=f"raw is fastest; webp and png are smaller, but slow to build; {reason}")
     add("--quality", type=_quality, help="of --store jpeg, 1 to 100 (default 95)")
 
 

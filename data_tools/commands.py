@@ -13,7 +13,7 @@ from data_tools.build import Build, BuildError, Plan, Result, digest_inputs
 from data_tools.classes import RuleError, Selection, near, select
 from data_tools.export import export_folders
 from data_tools.facts import Duplicates, Facts, summarise_sizes
-from data_tools.folders import ImageFile, Problem, composed
+from data_tools.folders import IMAGE_SUFFIXES, ImageFile, Problem, composed
 from data_tools.growing import changes, check_same_source, known_rows
 from data_tools.journal import discard_leftovers
 from data_tools.processing import Box
@@ -86,6 +86,10 @@ def _output(request: Request, source: Source) -> Path:
         out = found[0] if found else out
     if out.is_dir():
         raise RuleError(f"--out {out} is a folder: give the name of a file, such as {out / source.name}.h5.")
+    if out.suffix.lower() in IMAGE_SUFFIXES:
+        raise RuleError(
+            f"--out {out} is the name of a picture: give that of a data file, such as {out.with_suffix('.h5')}."
+        )
     if source.path.is_dir() and source.path.resolve() in out.resolve().parents:
         raise RuleError(
             f"{out} would lie inside {source.path}, where the pictures of its report would be taken for images: "
@@ -130,7 +134,8 @@ def _facts(result: Result, source: Source, selection: Selection, request: Reques
         lost = counted(len(result.lost_classes), "class", "classes")
         warnings.append(f"{lost} without a usable image got no id: {shown}.")
     counts = dict(zip(result.layout.class_names, result.layout.class_counts.tolist(), strict=True))
-    small = [name for name, count in counts.items() if count < request.rules.min_images]
+    least = min(request.rules.min_images, request.rules.limit_per_class or request.rules.min_images)
+    small = [name for name, count in counts.items() if count < least]
     if small:
         shown = ", ".join(f"{name!r} ({counts[name]})" for name in small[:5])
         fallen = counted(len(small), "class", "classes")

@@ -287,3 +287,15 @@ def test_reasons_for_files_left_out_add_up(tmp_path: Path):
     assert lines[0].endswith("1 reason l, 2 for other reasons")
     assert [line.split(":")[1] for line in lines[1:7]] == [f" reason {letter}" for letter in "abcdef"]
     assert lines[7] == "    ... and 11 more"
+
+
+def test_the_limit_per_class_is_no_reason_to_warn_of_small_classes(pets: Path, tmp_path: Path, command):
+    code, _, err = command(
+        pets, "--size", 16, "--min-images", 3, "--limit-per-class", 2, "--out", tmp_path / "f.h5", "--no-report"
+    )
+    assert (code, err) == (0, "")
+
+
+def test_the_name_of_a_picture_is_none_for_a_data_file(pets: Path, tmp_path: Path, command):
+    code, _, err = command(pets, "--size", 16, "--out", tmp_path / "f.png")
+    assert (code, f"such as {tmp_path / 'f.h5'}" in err) == (2, True)
