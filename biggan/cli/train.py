@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -233,7 +234,7 @@ def run_training(
     from biggan.training.runlog import RunLog, Silent
     from biggan.training.trainer import Trainer
 
-    say = print if accelerator.is_main_process else lambda text: None
+    say = functools.partial(print, flush=True) if accelerator.is_main_process else lambda text: None
     state = read_state(checkpoint) if checkpoint else None
     if state:
         check_model(config, state, checkpoint)

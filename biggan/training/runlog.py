@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from biggan.training.pulse import Pulse
+from biggan.training.pulse import FIRST_WAIT, Pulse
 
 
 class RunBusy(RuntimeError):
@@ -64,6 +65,10 @@ class RunLog:
         )
         self._say = say
         self._pulse = Pulse(self.say)
+        first = "the first micro-batch is still under way; from its end on progress is shown"
+        self._impatience = threading.Timer(FIRST_WAIT, self.say, [first])
+        self._impatience.daemon = True
+        self._impatience.start()
 
     def event(self, kind: str, **fields: Any) -> None:
         """A line that is not a measurement: start, save, epoch, stop."""
@@ -82,6 +87,7 @@ class RunLog:
         self._pulse.heard()
         if self._bar.disable:
             self._say(text)
+            sys.stdout.flush()  # into a file as well, line by line
         else:
             tqdm.write(text)
 
@@ -90,11 +96,13 @@ class RunLog:
 
     def passed(self, images: int, player: str, update: int, done: int, size: int, left: float) -> None:
         """A micro-batch is through: `done` of the `size` images of a player's update; see `Pulse.passed`."""
+        self._impatience.cancel()
         if size > images:
             self._bar.set_postfix_str(f"{player} {done:,} of {size:,}")
         self._pulse.passed(images, left, f"update {update:,}: {player} {done:,} of {size:,} images")
 
     def close(self) -> None:
+        self._impatience.cancel()
         self._bar.close()
         self._curves.close()
         self._file.close()

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,12 @@ def test_statistics_are_told_of_only_when_they_are_measured(here, capsys):
         assert run("--class", 0, "--truncation", 0.7, "--seed", seed) == 0
         told.append("batch-norm statistics over 1024 images" in capsys.readouterr().err)
     assert told == [True, False]
+
+
+def test_the_default_folder_is_made(here, trained):
+    shutil.rmtree(trained / "samples", ignore_errors=True)
+    assert run("--class", 0, "--statistics", "running", "--out", "samples/mine.png") == 0
+    assert Path("samples/mine.png").exists()
 
 
 def test_weights_that_have_seen_no_image_are_told_of(here, capsys):

@@ -69,6 +69,18 @@ def test_times_are_told_in_the_largest_fitting_unit(seconds, text):
     assert ("GPU" in estimate(seconds)) == (seconds >= YEAR)
 
 
+@pytest.mark.parametrize("done", [False, True])
+def test_a_first_micro_batch_that_takes_long_is_told_of(tmp_path, monkeypatch, done):
+    monkeypatch.setattr(runlog, "FIRST_WAIT", 0.2)
+    said = []
+    log = runlog.RunLog(tmp_path, 100, 0, said.append)
+    if done:
+        log.passed(4, "D", 1, 4, 8, 100)
+    log._impatience.join(10)
+    log.close()
+    assert said == ([] if done else ["the first micro-batch is still under way; from its end on progress is shown"])
+
+
 def test_a_run_counts_what_passes_through_its_networks(tmp_path, data_file, monkeypatch):
     passed = []
     monkeypatch.setattr(runlog.Pulse, "passed", lambda self, *what: passed.append(what))
