@@ -97,13 +97,16 @@ FLIPS = st.lists(st.tuples(st.integers(0, 4), st.sets(st.integers(0, 63), max_si
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=5, max_size=5), FLIPS, st.integers(1, 3))
-def test_close_pairs_are_the_first_in_reach(seeds: list[int], flips: list, most: int):
+@pytest.mark.parametrize("together", [1, 30, 2**20])
+def test_close_pairs_are_the_first_in_reach(together: int, seeds: list[int], flips: list, most: int):
     values = [seeds[index] ^ sum(1 << bit for bit in bits) for index, bits in flips]
     expected = []
     for row, value in enumerate(values):
         near = [earlier for earlier in range(row) if (values[earlier] ^ value).bit_count() <= 6]
         expected += [[earlier, row] for earlier in near[:most]]
-    assert close_pairs(np.array(values, np.uint64), 6, most).tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "COMPARED_TOGETHER", together)
+        assert close_pairs(np.array(values, np.uint64), 6, most).tolist() == expected
 
 
 @pytest.mark.parametrize("bits", [0, 3, 9])
