@@ -11,6 +11,7 @@ from pathlib import Path
 from data_tools.boxes import read_boxes
 from data_tools.build import Build, BuildError, Plan, Result, digest_inputs
 from data_tools.classes import RuleError, Selection, near, select
+from data_tools.duplicates import MOST_PAIRS
 from data_tools.export import export_folders
 from data_tools.facts import Duplicates, Facts, summarise_sizes
 from data_tools.folders import IMAGE_SUFFIXES, ImageFile, Problem, composed
@@ -18,9 +19,9 @@ from data_tools.growing import changes, check_same_source, known_rows
 from data_tools.journal import discard_leftovers
 from data_tools.processing import Box
 from data_tools.progress import Progress
-from data_tools.report import read_facts, write_report
+from data_tools.report import is_complete, read_facts, write_report
 from data_tools.request import Request, difference, inherit, recipe_text
-from data_tools.schema import DatasetError, Layout, open_dataset, verify
+from data_tools.schema import DatasetError, Layout, open_dataset, recipe_of, verify
 from data_tools.sources import Source, open_source
 from data_tools.tables import class_table, counted, describe, next_command, printable, problem_lines
 
@@ -202,7 +203,8 @@ def _print_duplicates(duplicates: Duplicates) -> None:
     if exact:
         print(f"{counted(exact, 'exact duplicate')}, pixel for pixel as stored (--dedupe leaves them out)")
     if duplicates.near is not None:
-        print(f"{counted(len(duplicates.near), 'pair')} of images that look alike")
+        cut = "; the search ended there" if len(duplicates.near) >= MOST_PAIRS else ""
+        print(f"{counted(len(duplicates.near), 'pair')} of images that look alike{cut}")
 
 
 def _found(source: Source, selection: Selection) -> str:
@@ -263,7 +265,7 @@ def _is_current(out: Path, recipe: str, inputs: str, files: list[ImageFile], req
     if request.append:
         return False
     if last.recipe != recipe:
-        what = f"other settings ({difference(json.loads(last.recipe), json.loads(recipe))})"
+        what = f"other settings ({difference(recipe_of(last), json.loads(recipe))})"
     else:
         what = f"other files ({printable(changed)} is newer)" if changed else "other files"
     raise BuildError(
@@ -300,7 +302,7 @@ def _report_again(layout: Layout, near: bool | None, workers: int) -> None:
     """Write the report of a file that was built before, if it is incomplete or near duplicates are asked for."""
     folder = layout.path.with_name(layout.path.name + ".report")
     facts = read_facts(folder, layout)
-    if facts and not near and any(folder.glob("sheets/*")):
+    if facts and not near and is_complete(folder, layout):
         print(f"report: {folder / 'index.html'}")
         return
     fresh = folder.with_name(folder.name + ".new")

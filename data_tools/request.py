@@ -61,10 +61,10 @@ def inherit(request: Request, base: Layout, origin: str) -> tuple[Request, list[
     rules = {name: tuple(value) if isinstance(value, list) else value for name, value in before["classes"].items()}
     kept = {name: value for name, value in rules.items() if name not in request.explicit}
     taken = [_option(name) for name in kept if kept[name] != getattr(request.rules, name)]
-    if before["dedupe"] and not request.dedupe:
+    if before.get("dedupe") and not request.dedupe:
         taken.append("--dedupe")
     rules = replace(request.rules, **kept)
-    return replace(request, rules=rules, dedupe=request.dedupe or before["dedupe"]), taken
+    return replace(request, rules=rules, dedupe=request.dedupe or bool(before.get("dedupe"))), taken
 
 
 def difference(old: dict, new: dict) -> str:

@@ -34,7 +34,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -386,15 +386,10 @@ def _hash_again(layout: Layout, workers: int, cached: bool) -> Iterator[list[byt
 
 
 def recipe_of(generation: Generation) -> dict:
-    """The settings of the command that made a generation."""
-    return json.loads(generation.recipe)
-
-
-def extends(layout: Layout, fingerprint: str) -> Generation | None:
-    """The generation of this file that has the given fingerprint, or None: does it contain that older file?"""
-    return next((g for g in layout.generations if g.fingerprint == fingerprint), None)
-
-
-def header_attributes(header: Header) -> dict:
-    """The header as the attributes that are written to a file."""
-    return asdict(header)
+    """The settings of the command that made a generation: "images", "classes", "dedupe" and what else there is."""
+    try:
+        recipe = json.loads(generation.recipe)
+        return {**recipe, "images": dict(recipe["images"]), "classes": dict(recipe["classes"])}
+    except (ValueError, TypeError, KeyError) as error:
+        message = f"the file does not tell with which settings the images of {generation.origin} were made"
+        raise DatasetError(f"{message}: build it again with --overwrite.") from error

@@ -1,4 +1,5 @@
 import io
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -45,7 +46,7 @@ def write_data_file(
         group.create_dataset("fingerprints", data=prints, dtype=text)
         for name, value in (("origins", "pictures"), ("recipes", "{}"), ("inputs", "")):
             group.create_dataset(name, data=[value] * len(prints), dtype=text)
-        file.attrs.update(schema.header_attributes(header))
+        file.attrs.update(asdict(header))
     return images
 
 
