@@ -7,7 +7,6 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,8 +87,9 @@ def select(
         reasons = ", ".join(sorted({row.reason for row in selection.left_out}))
         raise RuleError(f"no class is left of {len(names)}: {reasons}.")
     added = sorted(set(by_class) - set(established))
-    _warn_of_numbers(added, selection.warnings)
     selection.class_names = [*established, *added]
+    if added:
+        _warn_of_numbers(selection.class_names, selection.warnings)
     for name in selection.class_names:
         files = by_class.get(name, [])
         kept = _limited(files, rules.limit_per_class, known)
@@ -109,11 +109,11 @@ def _warn_of_new_names(merged: Sequence[Merge], known: set[str], warnings: list[
 def _warn_of_numbers(names: Sequence[str], warnings: list[str]) -> None:
     """Whoever names classes 0 to 999 may expect these as ids."""
     if all(name.isdecimal() for name in names):
-        for first, second in pairwise(names):
-            if int(second) < int(first):
+        for index, name in enumerate(names):
+            if int(name) != index:
                 warnings.append(
-                    f"class names are numbers, but ids follow the alphabet: {first!r} comes before {second!r}; pad the "
-                    "names with zeros to keep the order of the numbers."
+                    f"class names are numbers, but not the ids: class {name!r} gets id {index}; ids count the classes "
+                    "from 0 in alphabetical order (zeros in front keep the order of numbers)."
                 )
                 return
 

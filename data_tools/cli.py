@@ -17,7 +17,7 @@ from data_tools.build import BuildError
 from data_tools.classes import ClassRules, RuleError, read_merges
 from data_tools.commands import build, export, inspect
 from data_tools.export import ExportError
-from data_tools.folders import SourceError
+from data_tools.folders import SourceError, printable
 from data_tools.images import CROPS, FILTERS
 from data_tools.journal import BusyError
 from data_tools.processing import ImageSettings, WorkerError
@@ -26,8 +26,9 @@ from data_tools.schema import STORES, DatasetError
 
 EPILOG = """\
 Folders: SRC holds one folder per class; images may lie at any depth below it. SRC may also be a zip or tar of such
-folders (ImageNet's tar of class tars too), a CSV or JSON-lines list of path,class, or a folder with NVIDIA's
-dataset.json. A build that was interrupted goes on where it was when the same command is given again.
+folders (ImageNet's tar of class tars too), or photos.zip/train for a folder in it, a CSV or JSON-lines list of
+path,class, or a folder with NVIDIA's dataset.json. A build that was interrupted goes on where it was when the same
+command is given again.
 """
 
 
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(error: Exception, debug: bool, code: int = 1) -> int:
     if debug:
         traceback.print_exc()
-    print(f"build-dataset: {error}", file=sys.stderr)
+    print(f"build-dataset: {printable(str(error))}", file=sys.stderr)
     return code
 
 

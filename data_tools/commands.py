@@ -14,7 +14,7 @@ from data_tools.classes import RuleError, Selection, near, select
 from data_tools.duplicates import MOST_PAIRS
 from data_tools.export import export_folders
 from data_tools.facts import Duplicates, Facts, summarise_sizes
-from data_tools.folders import IMAGE_SUFFIXES, ImageFile, Problem, composed
+from data_tools.folders import IMAGE_SUFFIXES, ImageFile, Problem, composed, printable
 from data_tools.growing import changes, check_same_source, known_rows
 from data_tools.journal import discard_leftovers
 from data_tools.processing import Box
@@ -23,7 +23,7 @@ from data_tools.report import is_complete, read_facts, write_report
 from data_tools.request import Request, difference, inherit, recipe_text
 from data_tools.schema import DatasetError, Layout, open_dataset, recipe_of, verify
 from data_tools.sources import Source, open_source
-from data_tools.tables import class_table, counted, describe, next_command, printable, problem_lines
+from data_tools.tables import class_table, counted, describe, next_command, problem_lines
 
 
 def build(request: Request) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import islice, tee, zip_longest
+from itertools import chain, islice, tee, zip_longest
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -98,10 +98,10 @@ def process_all(
     jobs = iter(jobs)
     first = list(islice(jobs, SERIAL_BELOW))
     if workers == 1 or len(first) < SERIAL_BELOW:
-        for job in first:
-            yield process(job, settings, reader)
-        for job in jobs:
-            yield process(job, settings, reader)
+        for job in chain(first, jobs):
+            with _silent():
+                outcome = process(job, settings, reader)
+            yield outcome
         return
     chunk, slots = _chunk_and_slots(settings, workers)
     chunks = _with_later(_chunks(first, jobs, chunk), slots)
@@ -128,6 +128,24 @@ def process_all(
     finally:
         pool.close()
         exchange.remove()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The standard error goes nowhere for a while: decoders write there whatever they like."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def scratch_bytes(settings: ImageSettings, workers: int) -> int:
@@ -292,7 +310,7 @@ def _start_worker(settings: ImageSettings, reader: Reader, exchange: Exchange) -
     global _worker
     _worker = settings, reader, exchange
     _keep_freed_memory()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders write there whatever they like; errors go to the parent
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # see `_silent`; errors go to the parent
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools.folders import Problem
+from data_tools.folders import Problem, printable
 from data_tools.schema import Layout
 
 PRESET_SIZES = (32, 64, 128, 256, 512)
@@ -36,11 +36,6 @@ def class_table(names: Sequence[str], counts: Sequence[int]) -> str:
         bar = letter * max(1, round(BAR * counts[index] / largest)) if counts[index] else ""
         lines.append(f"{index:>6}  {_padded(names[index], width)}  {counts[index]:>{digits},}  {bar}".rstrip())
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """A name or path with control characters, which a terminal would obey, written out."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _columns(text: str) -> int:

@@ -208,7 +208,8 @@ def test_a_corpus_of_bad_and_odd_inputs_is_built_or_listed_to_the_last_file(tmp_
     assert "odd/animated.gif\tanimated: first frame used" in remarks
 
 
-def test_decoders_do_not_talk_to_the_user(tmp_path: Path, capfd: pytest.CaptureFixture):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_decoders_do_not_talk_to_the_user(workers: int, tmp_path: Path, capfd: pytest.CaptureFixture):
     source = tmp_path / "src" / "a"
     source.mkdir(parents=True)
     damaged = bytearray(encoded(RGB, "TIFF", **LZW))
@@ -217,7 +218,7 @@ def test_decoders_do_not_talk_to_the_user(tmp_path: Path, capfd: pytest.CaptureF
     for index in range(SERIAL_BELOW):
         (source / f"{index}.tiff").write_bytes(damaged)
         (source / f"{index}.jpg").write_bytes(exif)
-    arguments = [source.parent, "--size", 8, "--workers", 2, "--no-report", "--out", tmp_path / "f.h5"]
+    arguments = [source.parent, "--size", 8, "--workers", workers, "--no-report", "--out", tmp_path / "f.h5"]
     assert cli.main([str(argument) for argument in arguments]) == 0
     assert capfd.readouterr().err == ""
 

@@ -689,9 +689,11 @@ def test_a_zip_with_separators_of_windows(tmp_path: Path, pets: Path):
 
 def test_classes_named_by_numbers_come_with_a_warning(tmp_path: Path, command):
     write_classes(tmp_path / "src", dict.fromkeys(("0", "1", "2", "10"), 1))
-    assert "'10' comes before '2'" in command(tmp_path / "src", "--dry-run")[2]
-    write_classes(tmp_path / "padded", dict.fromkeys(("00", "01", "02", "10"), 1))
+    assert "class '10' gets id 2" in command(tmp_path / "src", "--dry-run")[2]
+    write_classes(tmp_path / "padded", dict.fromkeys(("00", "01", "02"), 1))
     assert command(tmp_path / "padded", "--dry-run")[2] == ""
+    (tmp_path / "padded" / "01").rename(tmp_path / "padded" / "03")
+    assert "class '02' gets id 1" in command(tmp_path / "padded", "--dry-run")[2]
 
 
 class UnmarkedName(zipfile.ZipInfo):
