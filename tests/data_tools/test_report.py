@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 
 from data_tools import duplicates, page
 from data_tools.duplicates import close_pairs, exact_groups, near_pairs, perceptual_hashes
 from data_tools.export import UNFINISHED, folder_names
 from data_tools.report import is_complete, read_facts
 from data_tools.schema import Layout, open_dataset
+from data_tools.sheets import LABEL_WIDTH, in_two_lines
 from data_tools.thumbnails import rows_by_class
 from tests.data_tools.conftest import picture, write_classes
 
@@ -183,6 +184,33 @@ def test_sheets_show_rows_of_the_class_and_no_class_is_dropped(labels: list[int]
     for index, rows in enumerate(chosen):
         assert all(labels[row] == index for row in rows)
         assert len(set(rows.tolist())) == min(most, labels.count(index))
+
+
+@given(st.text("ab _ü猫", max_size=60).filter(lambda text: text == text.strip()), st.integers(40, 200))
+def test_a_label_has_two_lines_that_fit_and_the_letters_of_the_name(name: str, width: int):
+    font = ImageFont.load_default(14)
+    lines = in_two_lines(name, font, width)
+    assert all(font.getlength(line) <= width for line in lines)
+    assert len(lines) == (1 if font.getlength(name) <= width else 2)
+    letters, whole = "".join(lines).replace(" ", ""), name.replace(" ", "")
+    assert letters == whole or (letters.endswith("...") and whole.startswith(letters[:-3]))
+
+
+def test_labels_break_between_words():
+    font = ImageFont.load_default(14)
+    assert in_two_lines("hatsune miku (vocaloid) (cosplay)", font, 168) == ["hatsune miku (vocaloid)", "(cosplay)"]
+    assert in_two_lines("a_name_of_many_words_without_spaces", font, 168) == ["a_name_of_many_words_", "without_spaces"]
+
+
+def test_sheets_show_names_in_other_scripts_and_spellings(tmp_path: Path, command):
+    """The label of a class lies left of its images; without its name it would be that of a class without letters."""
+    names = ["cafe\u0301", "Привет", "猫" * 40, "ñ\u3000\x1b"]
+    write_classes(tmp_path / "src", dict.fromkeys(names, 1), size=8)
+    assert command(tmp_path / "src", "--size", 8, "--out", tmp_path / "f.h5")[0] == 0
+    [sheet] = (tmp_path / "f.h5.report" / "sheets").iterdir()
+    labels = np.asarray(Image.open(sheet).convert("L"))[:, :LABEL_WIDTH]
+    name_lines = [labels[74 * index + 20 : 74 * index + 36] for index in range(4)]
+    assert all((line < 100).any() for line in name_lines)
 
 
 def test_inspect_makes_the_report_again_without_forgetting(pets: Path, tmp_path: Path, command):
