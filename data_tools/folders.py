@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.images import ImageError, looks_like_image
+from data_tools.images import ImageError, looks_like_image, read_file
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"}
@@ -281,12 +281,8 @@ def without_others(
 
 
 def head(file: ImageFile) -> bytes:
-    """The first bytes of a file of the file system, or none."""
-    try:
-        with open(file.where, "rb") as opened:
-            return opened.read(16)
-    except OSError:
-        return b""
+    """The first bytes of a file of the file system; `ImageError` with a short reason where that fails."""
+    return read_file(file.where, 16)
 
 
 def without_repeats(files: Iterable[ImageFile], problems: list[Problem]) -> list[ImageFile]:

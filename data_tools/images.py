@@ -6,10 +6,10 @@ background, crop, resize.
 
 import io
 import os
+import stat
 import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps
@@ -55,14 +55,25 @@ def load_image(
     return np.asarray(to_square(picture.image, size, crop, filter, background))
 
 
-def read_file(path: str | os.PathLike) -> bytes:
-    """The bytes of a file; `ImageError` with a short reason where that fails."""
+def read_file(path: str | os.PathLike, count: int | None = None) -> bytes:
+    """The bytes of a file, or its first `count`; `ImageError` with a short reason where that fails.
+
+    What lies there may be another file than was listed: a pipe would be waited for, and a device has no end.
+    """
     try:
-        if os.path.getsize(path) > MAX_FILE_BYTES:
-            raise ImageError("larger than 1 GiB")
-        return Path(path).read_bytes()
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("not a regular file")
+            if count is None and status.st_size > MAX_FILE_BYTES:
+                raise ImageError("larger than 1 GiB")
+            return file.read(status.st_size if count is None else count)
     except OSError as error:
         raise ImageError(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def open_picture(data: bytes, background: str = "#ffffff") -> Picture:

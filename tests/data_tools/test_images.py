@@ -2,6 +2,8 @@
 
 import io
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image, ImageCms, JpegImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
+from data_tools.folders import ImageFile, Problem, head, without_others
 from data_tools.images import (
     FILTERS,
     ImageError,
@@ -21,6 +24,7 @@ from data_tools.images import (
     used_side,
 )
 from data_tools.schema import open_dataset
+from data_tools.sources import FolderReader
 from tests.data_tools.conftest import encoded, picture, pixels
 from tests.data_tools.test_odd_inputs import gamma_profile, profile_file
 
@@ -118,6 +122,44 @@ def test_a_file_above_a_gibibyte_is_not_read(tmp_path: Path):
     os.truncate(path, 2**30 + 1)  # without data, so that it takes no space
     with pytest.raises(ImageError, match="^larger than 1 GiB$"):
         read_file(path)
+
+
+def outcome_in_time(function: Callable[[], object]) -> object:
+    """What a function returns or raises, or None if that takes for ever."""
+    found = []
+
+    def run() -> None:
+        try:
+            found.append(function())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout=5)
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("count", [None, 16])
+def test_a_pipe_or_a_device_in_the_place_of_a_file_is_not_read(count: int | None, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/null")  # unlike /dev/zero, it has an end for those who do read it
+    for name in ("pipe.png", "device.png"):
+        # A pipe without a writer blocks whoever opens it; in a thread, that holds up no other test.
+        found = outcome_in_time(lambda path=tmp_path / name: read_file(path, count))
+        assert isinstance(found, ImageError), name
+        assert str(found) == "not a regular file"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a"])
+def test_a_file_that_becomes_a_pipe_after_it_was_listed_is_left_out(name: str, tmp_path: Path):
+    listed = ImageFile(name, "a", 9, 0, str(tmp_path / name))
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "other").touch()
+    assert str(outcome_in_time(lambda: FolderReader().read(listed))) == "not a regular file"
+    problems: list[Problem] = []
+    kept = outcome_in_time(lambda: without_others([listed], problems, head))
+    assert (kept, problems) == (([listed], []) if name == "a.png" else ([], [Problem("a", "not a regular file")]))
 
 
 @pytest.mark.parametrize(("crop", "side"), [("center", 30), ("top", 30), ("none", 30), ("pad", 40)])
