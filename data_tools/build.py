@@ -70,10 +70,9 @@ class Result:
     """A finished data file and what became of the files that were listed."""
 
     layout: Layout
-    added: int  # images of this generation
     skipped: list[Problem]
     remarks: list[Problem]
-    sizes: np.ndarray  # int32 [added, 3]: width, height, used side of each source
+    sizes: np.ndarray  # int32 [n, 3]: width, height, used side of each source that was added
     lost_classes: list[str]  # classes without a usable image
 
 
@@ -115,7 +114,7 @@ class Build:
         if self.workspace.plan == self._identity:
             self.workspace.resume(self._offset)
             return
-        if self.workspace.worked and not self.plan.overwrite:
+        if self.workspace.worked and not self.plan.overwrite and not self._is_in_base():
             raise BuildError(self._in_the_way())
         self.workspace.clear()
         self._check_raw_space(self._offset)
@@ -135,6 +134,11 @@ class Build:
             raise BuildError(f"{out} has changed while its source was listed: give the command again.")
         if out.exists() and not base and not self.plan.overwrite:
             raise BuildError(f"{out} has appeared while its source was listed: give the command again.")
+
+    def _is_in_base(self) -> bool:
+        """Whether the work is that of the last append to the file that grows, killed when that was finished."""
+        base, found = self.plan.base, self.workspace.plan
+        return base is not None and all(found.get(n) == getattr(base.generations[-1], n) for n in ("recipe", "inputs"))
 
     def _in_the_way(self) -> str:
         found, folder = self.workspace.plan, self.workspace.folder
@@ -249,7 +253,7 @@ class Build:
             raise BuildError(f"{plan.out} was not written correctly: {error} Instead, {again}.") from error
         remarks = [Problem(plan.files[index].path, remark) for index, remark in ledger.remarks]
         sizes = np.stack([np.array(column, np.int32) for column in (ledger.widths, ledger.heights, ledger.sides)], 1)
-        return Result(layout, len(ledger.files), self.skipped, remarks, sizes, lost)
+        return Result(layout, self.skipped, remarks, sizes, lost)
 
     @property
     def skipped(self) -> list[Problem]:

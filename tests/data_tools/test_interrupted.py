@@ -28,6 +28,7 @@ CALLS = [
     (os, "replace", 2),
     (os, "replace", 3),
     (commands, "_publish_report", 1),
+    (journal.Workspace, "remove", 1),
     (os, "fsync", 1),
     (os, "fsync", 90),
 ]
@@ -162,6 +163,19 @@ def test_the_work_of_another_build_is_neither_continued_nor_lost(crowd: Path, tm
     assert (code, "Going on" in text) == (0, False)
     assert open_dataset(out).header.size == 24
     assert not (tmp_path / "out.h5.partial").exists()
+
+
+def test_what_a_finished_build_left_is_not_in_the_way_of_an_append(tmp_path: Path, command):
+    source, out = write_classes(tmp_path / "src", {"a": 5}), tmp_path / "out.h5"
+
+    def dies_while_tidying() -> None:
+        journal.Workspace.remove = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+
+    assert os.WIFSIGNALED(run_and_die([str(source), "--size", "16", "--out", str(out)], dies_while_tidying))
+    later = write_classes(tmp_path / "later", {"b": 3})
+    code, _, err = command(later, "--append", "--out", out)
+    assert (code, err) == (0, "")
+    assert open_dataset(out).header.images == 8
 
 
 def test_an_interrupted_append_outlives_the_command_that_built_the_file(tmp_path: Path, command):
