@@ -15,8 +15,7 @@ class SourceSizes:
     """The sizes of the images that the last build or append read, by the side that the square was made from."""
 
     counts: list[int]  # below the first of SIDE_EDGES, between each and the next, from the last on
-    smallest: tuple[int, int]  # width, height
-    largest: tuple[int, int]
+    sides: tuple[int, int]  # the smallest and the largest
     enlarged: int  # images that had fewer pixels than the data file has
 
 
@@ -37,13 +36,30 @@ class Facts:
 class Duplicates:
     """Rows that are there more than once; `near` is None where nobody searched."""
 
-    exact: list[list[int]]
+    within: list[list[int]]  # groups of identical images of one class
+    across: list[list[int]]  # groups of identical images of several classes: some of their labels are wrong
     near: list[tuple[int, int]] | None
+
+    @property
+    def exact(self) -> list[list[int]]:
+        """All groups of identical images, in order of their first rows."""
+        return sorted(self.within + self.across)
+
+    @property
+    def copies(self) -> int:
+        """How many images equal an earlier one."""
+        return sum(len(group) - 1 for group in self.exact)
+
+
+def sort_duplicates(groups: list[list[int]], near: list[tuple[int, int]] | None, labels: np.ndarray) -> Duplicates:
+    """Tell the groups of identical images that lie within a class from those in several."""
+    across = [group for group in groups if (labels[group] != labels[group[0]]).any()]
+    within = [group for group in groups if (labels[group] == labels[group[0]]).all()]
+    return Duplicates(within, across, near)
 
 
 def summarise_sizes(sizes: np.ndarray, size: int) -> SourceSizes:
     """Summarise int32 [n, 3], width, height and used side of each source image, for a data file of `size` px."""
     counts = np.bincount(np.searchsorted(SIDE_EDGES, sizes[:, 2], side="right"), minlength=len(SIDE_EDGES) + 1)
-    area = sizes[:, 0].astype(np.int64) * sizes[:, 1]
-    smallest, largest = (tuple(sizes[index, :2].tolist()) for index in (area.argmin(), area.argmax()))
-    return SourceSizes(counts.tolist(), smallest, largest, int((sizes[:, 2] < size).sum()))
+    sides = sizes[:, 2]
+    return SourceSizes(counts.tolist(), (int(sides.min()), int(sides.max())), int((sides < size).sum()))

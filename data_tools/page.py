@@ -1,7 +1,7 @@
 """The report's page: one HTML file with its styles, pictures and script inside."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -12,13 +12,15 @@ from data_tools.charts import bars, class_histogram, histogram, imbalance, rank_
 from data_tools.duplicates import MOST_PAIRS
 from data_tools.facts import SIDE_EDGES, Duplicates, Facts
 from data_tools.schema import Layout
+from data_tools.sheets import CLASSES_PER_SHEET
 from data_tools.tables import byte_count, counted, kinds_of
 from data_tools.thumbnails import as_webp, strips, thumbnail_reader
 
 PAGE_THUMBNAIL = 48  # pixels
 MOST_LISTED = 200  # entries of a list; the tables beside the page have all
 MOST_OPEN = 12  # entries of a list that is shown without being asked for
-MOST_PICTURED = 40  # pairs of near duplicates
+MOST_PICTURED = 40  # groups of duplicates, of each kind
+MOST_NAMED = 6  # files of a group
 MOST_THUMBNAILS = 8_000  # on the page
 
 
@@ -41,7 +43,7 @@ def write_page(
         _changes(facts),
         _listing("Remarks", "remarks.tsv", ("file", "remark"), facts.remarks),
         _duplicates(layout, duplicates),
-        _section("Classes", _class_table(layout, counts), "classes-section"),
+        _section("Classes", _class_table(layout, counts, sheets), "classes-section"),
         _section("Contact sheets", "<p>" + " ".join(_link(f"sheets/{name}", name) for name in sheets) + "</p>"),
         _section("File", _header_table(layout)),
     ]
@@ -72,8 +74,9 @@ def _subtitle(layout: Layout) -> str:
 
 def _tiles(layout: Layout, facts: Facts, duplicates: Duplicates) -> str:
     counts = layout.class_counts
-    skipped, copies = len(facts.skipped), sum(len(group) - 1 for group in duplicates.exact)
-    merged, dropped = len(facts.merged), len(facts.left_out)
+    skipped, merged, dropped = len(facts.skipped), len(facts.merged), len(facts.left_out)
+    conflicts = len(duplicates.across)
+    copies_are_in = "duplicates" if duplicates.within else "label-conflicts" if conflicts else ""
     tiles = [  # value, what it counts, the section that has more
         (f"{layout.header.images:,}", "images", ""),
         (f"{layout.header.classes:,}", "classes", "classes-section"),
@@ -82,7 +85,8 @@ def _tiles(layout: Layout, facts: Facts, duplicates: Duplicates) -> str:
         (f"{skipped:,}", "files left out", "left-out" if skipped else ""),
         (f"{dropped:,}", "classes left out", "classes-left-out" if dropped else ""),
         (f"{merged:,}", "classes merged", "merges" if merged else ""),
-        (f"{copies:,}", "exact duplicates", "duplicates" if copies else ""),
+        (f"{duplicates.copies:,}", "exact duplicates", copies_are_in),
+        (f"{conflicts:,}", "in several classes", "label-conflicts" if conflicts else ""),
         (byte_count(layout.path.stat().st_size), "on disk", ""),
     ]
     return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>'
@@ -102,30 +106,33 @@ def _warnings(facts: Facts) -> str:
 def _size_histogram(facts: Facts) -> str:
     sizes = facts.sizes
     labels = [f"< {SIDE_EDGES[0]}", *(f"{edge}+" for edge in SIDE_EDGES)]
-    (small_w, small_h), (large_w, large_h) = sizes.smallest, sizes.largest
+    smallest, largest = sizes.sides
     note = (
-        f'<p class="soft">by the side used, px; from {small_w} × {small_h} to {large_w} × {large_h}; '
+        f'<p class="soft">by the side that the square was made from: {smallest:,} to {largest:,} px; '
         f"{sizes.enlarged:,} enlarged</p>"
     )
     return note + histogram(labels, sizes.counts)
 
 
-def _class_table(layout: Layout, counts: np.ndarray) -> str:
+def _class_table(layout: Layout, counts: np.ndarray, sheets: Sequence[str]) -> str:
     largest = max(1, int(counts.max()))
     per_class = max(1, min(8, MOST_THUMBNAILS // layout.header.classes))
     rows = []
     pictures = strips(layout, per_class, PAGE_THUMBNAIL)
     for index, (name, strip) in enumerate(zip(layout.class_names, pictures, strict=True)):
         count = int(counts[index])
-        picture = f'<img loading="lazy" height="{PAGE_THUMBNAIL}" alt="" src="{_inline(as_webp(strip))}">'
-        find = escape(f"{index} {name}".lower())
+        picture = f'<img loading="lazy" height="{PAGE_THUMBNAIL}" alt="more" src="{_inline(as_webp(strip))}">'
+        sheet = escape(f"sheets/{sheets[index // CLASSES_PER_SHEET]}")
         rows.append(
-            f'<tr data-find="{find}" data-id="{index}" data-count="{count}"><td class="n">{index}</td>'
+            f'<tr data-id="{index}" data-name="{escape(name)}" data-count="{count}"><td class="n">{index}</td>'
             f'<td class="name">{escape(name)}</td><td class="n">{count:,}</td>'
             f'<td class="share"><div class="bar" style="width:{100 * count / largest:.1f}%"></div></td>'
-            f"<td>{picture}</td></tr>"
+            f'<td><a href="{sheet}" title="contact sheet">{picture}</a></td></tr>'
         )
-    head = '<th class="n" data-key="id">id ↕</th><th>class</th><th class="n" data-key="count">images ↕</th>'
+    head = (
+        '<th class="n" data-key="id">id ↕</th><th data-key="name" data-down="1">class ↕</th>'
+        '<th class="n" data-key="count">images ↕</th>'
+    )
     table = (
         f'<table id="classes"><thead><tr>{head}<th></th><th></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
@@ -177,23 +184,56 @@ def _changes(facts: Facts) -> str:
 
 
 def _duplicates(layout: Layout, duplicates: Duplicates) -> str:
-    sources = layout.sources
-    same = [(sources[row], sources[group[0]]) for group in duplicates.exact for row in group[1:]]
-    text = _listing("Exact duplicates", "duplicates.tsv", ("file", "has the image of"), same, "duplicates")
-    if duplicates.near is None:
-        return text
-    if not duplicates.near:
-        return text + _section("Near duplicates", "<p>none found</p>")
-    read, pairs = thumbnail_reader(layout), []
-    for first, second in duplicates.near[:MOST_PICTURED]:
-        pictures = [(row, _inline(as_webp(read(row, 96)))) for row in (first, second)]
-        images = "".join(f'<img src="{data}" title="{escape(sources[row])}" alt="">' for row, data in pictures)
-        pairs.append(f'<span class="pair">{images}</span>')
-    more = _link("near-duplicates.tsv", "near-duplicates.tsv")
-    first = f"the first {len(pairs)} of " if len(pairs) < len(duplicates.near) else ""
-    cut = "; the search ended there, and more may look alike" if len(duplicates.near) >= MOST_PAIRS else ""
-    note = f'<p class="soft">{first}{counted(len(duplicates.near), "pair")} of images that look alike, {more}{cut}</p>'
-    return text + _section("Near duplicates", note + "".join(pairs))
+    """The groups of images that are there more than once, with the probable mistakes first."""
+    card = _card_writer(layout)
+    parts = []
+    if duplicates.across:
+        groups = [_each_class_first(group, layout.labels) for group in duplicates.across[:MOST_PICTURED]]
+        count = counted(len(duplicates.across), "image")
+        note = f"{count} in more than one class each: labels that contradict each other"
+        cards = [card(group[:1], group) for group in groups]
+        heading = "The same image in several classes"
+        parts.append(_gallery(heading, note, "duplicates.tsv", cards, len(duplicates.across), "label-conflicts"))
+    if duplicates.within:
+        note = f"{counted(len(duplicates.within), 'image')} more than once in the same class, pixel for pixel as stored"
+        cards = [card(group[:1], group) for group in duplicates.within[:MOST_PICTURED]]
+        parts.append(_gallery("Exact duplicates", note, "duplicates.tsv", cards, len(duplicates.within), "duplicates"))
+    if duplicates.near:
+        cut = "; the search ended there, and more may look alike" if len(duplicates.near) >= MOST_PAIRS else ""
+        note = f"{counted(len(duplicates.near), 'pair')} of images that look alike{cut}"
+        cards = [card(pair, pair) for pair in duplicates.near[:MOST_PICTURED]]
+        parts.append(_gallery("Near duplicates", note, "near-duplicates.tsv", cards, len(duplicates.near)))
+    elif duplicates.near is not None:
+        parts.append(_section("Near duplicates", "<p>none found</p>"))
+    return "".join(parts)
+
+
+def _gallery(heading: str, note: str, table: str, cards: Sequence[str], groups: int, anchor: str = "") -> str:
+    """A section of pictures with their files, which may be the first of many."""
+    first = f"the first {len(cards)} of " if len(cards) < groups else ""
+    note = f'<p class="soft">{first}{note}; {_link(table, table)}</p>'
+    return _section(f"{heading} ({groups:,})", f'{note}<div class="gallery">{"".join(cards)}</div>', anchor)
+
+
+def _card_writer(layout: Layout) -> Callable[[Sequence[int], Sequence[int]], str]:
+    """A function from rows that are shown, and rows that are named, to a figure with them."""
+    read, sources, labels, names = thumbnail_reader(layout), layout.sources, layout.labels, layout.class_names
+
+    def card(shown: Sequence[int], named: Sequence[int]) -> str:
+        pictures = "".join(f'<img src="{_inline(as_webp(read(row, 96)))}" alt="">' for row in shown)
+        lines = [f"{escape(sources[row])}<span>{escape(names[labels[row]])}</span>" for row in named[:MOST_NAMED]]
+        if len(named) > MOST_NAMED:
+            lines.append(f"and {counted(len(named) - MOST_NAMED, 'more file')}")
+        text = "".join(f"<div>{line}</div>" for line in lines)
+        return f"<figure>{pictures}<figcaption>{text}</figcaption></figure>"
+
+    return card
+
+
+def _each_class_first(group: Sequence[int], labels: np.ndarray) -> list[int]:
+    """The rows of a group with one of each class before the others, since only the first ones are named."""
+    first = {int(labels[row]): row for row in reversed(group)}
+    return sorted(group, key=lambda row: (first[int(labels[row])] != row, row))
 
 
 def _header_table(layout: Layout) -> str:

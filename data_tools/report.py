@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data_tools.classes import LeftOut, Merge
 from data_tools.duplicates import exact_groups, near_pairs
-from data_tools.facts import Duplicates, Facts, SourceSizes
+from data_tools.facts import Duplicates, Facts, SourceSizes, sort_duplicates
 from data_tools.folders import Problem
 from data_tools.page import write_page
 from data_tools.schema import Layout
@@ -33,7 +33,8 @@ def write_report(
 ) -> Duplicates:
     """Write the report of a data file to a new folder. `near` asks for near duplicates, which reads every image."""
     folder.mkdir(parents=True)
-    duplicates = Duplicates(exact_groups(layout.digests), near_pairs(layout, workers, progress) if near else None)
+    pairs = near_pairs(layout, workers, progress) if near else None
+    duplicates = sort_duplicates(exact_groups(layout.digests), pairs, layout.labels)
     write_tables(folder, layout, facts, duplicates)
     sheets = write_sheets(folder / "sheets", layout)
     write_page(folder / "index.html", layout, facts, duplicates, title, [path.name for path in sheets])
@@ -51,12 +52,16 @@ def write_tables(folder: Path, layout: Layout, facts: Facts, duplicates: Duplica
     _write_table(folder / "remarks.tsv", ("file", "remark"), facts.remarks)
     _write_table(folder / "merges.tsv", ("alias", "class", "files"), facts.merged)
     _write_table(folder / "left-out.tsv", ("class", "files", "reason"), facts.left_out)
-    columns = ("row", "file", "row of the same", "its file")
-    same = [(group[0], row) for group in duplicates.exact for row in group[1:]]
-    _write_table(folder / "duplicates.tsv", columns, [(j, sources[j], i, sources[i]) for i, j in same])
+    classes = [layout.class_names[label] for label in layout.labels.tolist()]
+    columns = ("row", "file", "class", "row of the same", "its file", "its class")
+
+    def write_pairs(name: str, pairs: Iterable[tuple[int, int]]) -> None:
+        rows = ((j, sources[j], classes[j], i, sources[i], classes[i]) for i, j in pairs)
+        _write_table(folder / name, columns, rows)
+
+    write_pairs("duplicates.tsv", ((group[0], row) for group in duplicates.exact for row in group[1:]))
     if duplicates.near is not None:
-        near = [(j, sources[j], i, sources[i]) for i, j in duplicates.near]
-        _write_table(folder / "near-duplicates.tsv", columns, near)
+        write_pairs("near-duplicates.tsv", duplicates.near)
 
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:

@@ -83,7 +83,10 @@ def test_a_thousand_uneven_classes(tmp_path: Path, command):
     assert len(list((tmp_path / "f.h5.report" / "sheets").iterdir())) == 50
     text = (tmp_path / "f.h5.report" / "index.html").read_text()
     assert "66.0 times" in Page(text).text
-    assert text.count("data:image/webp") == 1000
+    assert text.count('loading="lazy"') == 1000
+    assert re.search('data-id="999".*?<a href="(.*?)"', text)[1] == "sheets/classes-00980-00999.jpg"
+    pictured = [int(number) for number in re.findall(r"and (\d+) more files", text)]
+    assert sum(pictured) == sum(sizes) - 9 * page.MOST_NAMED
 
 
 @given(st.lists(st.integers(0, 5), max_size=30))
@@ -137,7 +140,58 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path, command):
     assert near_pairs(layout, 2) == [(3, 12), (4, 13)]
     assert "search ended" not in (tmp_path / "f.h5.report" / "index.html").read_text()
     rows = table(tmp_path / "f.h5.report" / "near-duplicates.tsv")
-    assert rows[1:] == [["12", "a/again.jpg", "3", "a/03.png"], ["13", "a/smaller.png", "4", "a/04.png"]]
+    expected = [["12", "a/again.jpg", "a", "3", "a/03.png", "a"], ["13", "a/smaller.png", "a", "4", "a/04.png", "a"]]
+    assert rows[1:] == expected
+    [figures] = re.findall(r"Near duplicates \(2\)(.*?)</section>", (tmp_path / "f.h5.report/index.html").read_text())
+    assert figures.count("<img") == 4
+    assert all(f"{row[1]}<" in figures and f"{row[4]}<" in figures for row in rows[1:])
+
+
+def section(text: str, anchor: str) -> str:
+    """The HTML of a section of the page, or nothing."""
+    found = re.search(f'<section id="{anchor}">(.*?)</section>', text)
+    return found[1] if found else ""
+
+
+def test_the_same_image_in_several_classes_is_told_from_other_duplicates(pets: Path, tmp_path: Path, command):
+    shutil.copy(pets / "cat" / "0000.png", pets / "cat" / "again.png")
+    for name in ("cat/x.png", "dog/y.png"):
+        shutil.copy(pets / "cat" / "0001.png", pets / name)
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    rows = table(tmp_path / "f.h5.report" / "duplicates.tsv")
+    assert [row[1:3] + row[4:] for row in rows[1:]] == [
+        ["cat/again.png", "cat", "cat/0000.png", "cat"],
+        ["cat/x.png", "cat", "cat/0001.png", "cat"],
+        ["dog/y.png", "dog", "cat/0001.png", "cat"],
+    ]
+    text = (tmp_path / "f.h5.report" / "index.html").read_text()
+    conflicts, others = section(text, "label-conflicts"), section(text, "duplicates")
+    files = "<div>cat/0001.png<span>cat</span></div><div>dog/y.png<span>dog</span></div><div>cat/x.png<span>cat</span>"
+    assert files in conflicts
+    assert conflicts.count("<img") == others.count("<img") == 1
+    assert "cat/again.png" in others
+    assert "y.png" not in others
+    assert text.index("label-conflicts") < text.index('id="duplicates"')
+    assert '<a href="#label-conflicts"><b>1</b>' in text
+    assert '<a href="#duplicates"><b>3</b>' in text
+
+
+def test_without_contradictions_there_is_no_word_of_them(pets: Path, tmp_path: Path, command):
+    shutil.copy(pets / "cat" / "0000.png", pets / "cat" / "again.png")
+    command(pets, "--size", 16, "--out", tmp_path / "f.h5")
+    assert section((tmp_path / "f.h5.report" / "index.html").read_text(), "label-conflicts") == ""
+
+
+def test_the_sizes_of_sources_agree_with_their_chart(tmp_path: Path, command):
+    """What was used of an image counts: here a box of ten pixels, and of a wide image its height."""
+    (tmp_path / "src" / "a").mkdir(parents=True)
+    for name, size in {"boxed": (48, 48), "wide": (400, 30), "square": (60, 60)}.items():
+        picture(1, *size).save(tmp_path / "src" / "a" / f"{name}.png")
+    (tmp_path / "boxes.csv").write_text("path,x0,y0,x1,y1\na/boxed.png,0,0,10,10\n")
+    command(tmp_path / "src", "--size", 8, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "f.h5")
+    text = Page((tmp_path / "f.h5.report" / "index.html").read_text()).text
+    assert "10 to 60 px; 0 enlarged" in text
+    assert "1< 16116+132+" in text
 
 
 def build_from(folder: Path, images: list[Image.Image], command, *options: object) -> Layout:
