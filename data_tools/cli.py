@@ -5,6 +5,7 @@ import difflib
 import errno
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -114,6 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(BuildError(f"{name}{(error.strerror or str(error)).lower()}."), options.debug)
     except KeyboardInterrupt:
+        if arguments is None:  # the process ends now, and has nothing to say of a second Ctrl-C
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("\nbuild-dataset: interrupted; the same command goes on from here.", file=sys.stderr)
         return 1
 
