@@ -336,3 +336,18 @@ def test_a_journal_counts_as_far_as_it_is_true(spoil: str, tmp_path: Path):
         assert workspace.images.stat().st_size == sum(
             len(outcome.stored) for outcome in outcomes[: workspace.ledger.done]
         )
+
+
+def test_the_lock_is_closed_before_its_folder_goes(tmp_path: Path, monkeypatch):
+    """Network file systems keep a deleted file that is open in its folder, under another name."""
+    original, closed = Path.rmdir, []
+
+    def rmdir(path: Path) -> None:
+        closed.append(workspace._lock.closed)
+        original(path)
+
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    with journal.Workspace(tmp_path / "f.h5") as workspace:
+        pass
+    assert closed == [True]
+    assert list(tmp_path.iterdir()) == []
