@@ -62,6 +62,8 @@ def imbalance(counts: np.ndarray) -> str:
     ratio = ranked[0] / max(1, ranked[-1])
     if len(ranked) == 1:
         return "one class"
+    if ranked[0] == ranked[-1]:
+        return "all classes have the same number of images"
     held = "the largest class holds" if half == 1 else f"the largest {half:,} of {len(ranked):,} classes hold"
     return f"the largest class has {ratio:,.1f} times the images of the smallest; {held} half of all images"
 

@@ -80,16 +80,20 @@ def _tiles(layout: Layout, facts: Facts, duplicates: Duplicates) -> str:
     tiles = [  # value, what it counts, the section that has more
         (f"{layout.header.images:,}", "images", ""),
         (f"{layout.header.classes:,}", "classes", "classes-section"),
-        (f"{counts.min():,} – {counts.max():,}", "images per class", ""),
+        (_span(counts.min(), counts.max()), "images per class", ""),
         (f"{np.median(counts):,.0f}", "in the median class", ""),
         (f"{skipped:,}", "files left out", "left-out" if skipped else ""),
         (f"{dropped:,}", "classes left out", "classes-left-out" if dropped else ""),
         (f"{merged:,}", "classes merged", "merges" if merged else ""),
         (f"{duplicates.copies:,}", "exact duplicates", copies_are_in),
-        (f"{conflicts:,}", "in several classes", "label-conflicts" if conflicts else ""),
+        (f"{conflicts:,}", "label conflicts", "label-conflicts" if conflicts else ""),
         (byte_count(layout.path.stat().st_size), "on disk", ""),
     ]
     return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>'
+
+
+def _span(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} – {most:,}"
 
 
 def _tile(value: str, name: str, anchor: str) -> str:
@@ -106,9 +110,8 @@ def _warnings(facts: Facts) -> str:
 def _size_histogram(facts: Facts) -> str:
     sizes = facts.sizes
     labels = [f"< {SIDE_EDGES[0]}", *(f"{edge}+" for edge in SIDE_EDGES)]
-    smallest, largest = sizes.sides
     note = (
-        f'<p class="soft">by the side that the square was made from: {smallest:,} to {largest:,} px; '
+        f'<p class="soft">by the side that the square was made from: {_span(*sizes.sides)} px; '
         f"{sizes.enlarged:,} enlarged</p>"
     )
     return note + histogram(labels, sizes.counts)

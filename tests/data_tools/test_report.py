@@ -182,6 +182,18 @@ def test_without_contradictions_there_is_no_word_of_them(pets: Path, tmp_path: P
     assert section((tmp_path / "f.h5.report" / "index.html").read_text(), "label-conflicts") == ""
 
 
+def test_equal_classes_and_sizes_are_told_in_one_number(tmp_path: Path, command):
+    (tmp_path / "src").mkdir()
+    for index in range(4):
+        (tmp_path / "src" / f"{index}").mkdir()
+        picture(index, 30, 30).save(tmp_path / "src" / f"{index}" / "x.png")
+    command(tmp_path / "src", "--size", 8, "--out", tmp_path / "f.h5")
+    text = Page((tmp_path / "f.h5.report" / "index.html").read_text()).text
+    assert "all classes have the same number of images" in text
+    assert "1images per class" in text
+    assert "30 px; 0 enlarged" in text
+
+
 def test_the_sizes_of_sources_agree_with_their_chart(tmp_path: Path, command):
     """What was used of an image counts: here a box of ten pixels, and of a wide image its height."""
     (tmp_path / "src" / "a").mkdir(parents=True)
@@ -190,7 +202,7 @@ def test_the_sizes_of_sources_agree_with_their_chart(tmp_path: Path, command):
     (tmp_path / "boxes.csv").write_text("path,x0,y0,x1,y1\na/boxed.png,0,0,10,10\n")
     command(tmp_path / "src", "--size", 8, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "f.h5")
     text = Page((tmp_path / "f.h5.report" / "index.html").read_text()).text
-    assert "10 to 60 px; 0 enlarged" in text
+    assert "10 – 60 px; 0 enlarged" in text
     assert "1< 16116+132+" in text
 
 
