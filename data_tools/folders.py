@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.images import ImageError, looks_like_image, read_file
+from data_tools.images import HEIC, NOT_IMAGE, ImageError, looks_like_image, read_file
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"}
     | {".apng", ".png", ".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"}
 )
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+PACKED_SUFFIXES = (".tar", ".zip", ".tar.gz", ".tgz")
 IGNORED_NAMES = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "lost+found"})
 TRAIN_NAMES = ("train", "training")
 SPLIT_NAMES = frozenset({*TRAIN_NAMES, "val", "valid", "validation", "test", "testing", "dev", "images", "data"})
@@ -73,6 +75,11 @@ class Listing:
         return sorted(self.class_counts)
 
     @property
+    def loose(self) -> int:
+        """How many images lie outside any class folder."""
+        return sum(problem.reason == LOOSE for problem in self.problems)
+
+    @property
     def entries(self) -> list[tuple[str, int]]:
         """(path below the source, class id) of every file."""
         ids = {name: index for index, name in enumerate(self.class_names)}
@@ -94,44 +101,59 @@ def scan(root: str | os.PathLike) -> Listing:
     walk = _Walk(root)
     walk.run()
     files = without_others(walk.files, walk.problems, head)
+    walk.problems += [Problem(file.path, LOOSE) for file in without_others(walk.loose, walk.problems, head)]
     listing = Listing(files, walk.problems, sorted(walk.classes - {file.class_name for file in files}))
     check_depth(listing, str(root))
     return listing
 
 
 def check_depth(listing: Listing, source: str) -> None:
-    """Refuse a source whose classes are not where they should be, and say what to pass instead."""
+    """Refuse a source whose classes are not where they should be, or warn of it, and say what to pass instead."""
     names = listing.class_names
     if not names:
-        unreadable = next((problem.reason for problem in listing.problems if problem.path == "."), None)
-        if unreadable:
-            raise SourceError(f"{source}: {unreadable}.")
-        loose = sum(problem.reason == LOOSE for problem in listing.problems)
-        if loose:
-            raise SourceError(
-                f"{source} holds images ({loose}) but no class folders: move the files of each class into a folder of "
-                "its own (one folder makes a data set of one class)."
-            )
-        empty = f" (its {len(listing.empty_classes)} folders are empty)" if listing.empty_classes else ""
-        raise SourceError(f"{source} holds no images{empty}.")
+        raise _unusable(listing, source)
     if len(names) > 1 and not {name.lower() for name in names} <= SPLIT_NAMES:
         return
     deeper = sorted({parts[1] for file in listing.files if len(parts := file.path.split("/")) > 2})
-    if not deeper:
-        return
     classes = "one class" if len(names) == 1 else f"{len(names)} classes"
-    shown = ", ".join(map(repr, deeper[:3])) + (" ..." if len(deeper) > 3 else "")
-    what = f"{classes}, {' and '.join(map(repr, names[:3]))}, whose folder holds folders ({shown})"
+    what = f"{classes}, {' and '.join(map(repr, names[:3]))}"
+    if deeper:
+        what += f", whose folder holds folders ({', '.join(map(repr, deeper[:3]))}{' ...' if len(deeper) > 3 else ''})"
     best = next((name for name in names if name.lower() in TRAIN_NAMES), names[0])
-    instead = os.path.join(source, best)
-    if all(file.path.count("/") > 1 for file in listing.files):
-        raise SourceError(
-            f"{source} would give {what}: pass {instead} instead, and merge those folders with --merge if they are one "
-            "class."
+    inner, outer = os.path.join(source, best), os.path.normpath(os.path.join(source, os.pardir))
+    # One image beside a folder may be its cover, several are rather a class; an archive has no folder above it.
+    too_low = len(names) == 1 and listing.loose > 1 and not os.path.isfile(source)
+    outward = f"pass {outer} instead if {source} is itself a class (images lie directly in it: {listing.loose})"
+    if deeper:
+        outward += f", or {inner} if those folders are the classes"
+    if deeper and all(file.path.count("/") > 1 for file in listing.files):
+        inward = f"pass {inner} instead, and merge those folders with --merge if they are one class"
+        raise SourceError(f"{source} would give {what}: {outward if too_low else inward}.")
+    if too_low:
+        listing.warnings.append(printable(f"{source} gives {what}: {outward}."))
+    elif len(deeper) > 1 or (deeper and best.lower() in SPLIT_NAMES):
+        listing.warnings.append(printable(f"{source} gives {what}; if these are the classes, pass {inner} instead."))
+
+
+def _unusable(listing: Listing, source: str) -> SourceError:
+    """What to raise for a source without a class."""
+    unreadable = next((problem.reason for problem in listing.problems if problem.path == "."), None)
+    if unreadable:
+        return SourceError(f"{source}: {unreadable}.")
+    if listing.loose:
+        return SourceError(
+            f"{source} holds images ({listing.loose}) but no class folders: move the files of each class into a folder "
+            "of its own (one folder makes a data set of one class)."
         )
-    if best.lower() in SPLIT_NAMES:
-        warning = f"{source} gives {what}; if these are the classes, pass {instead} instead."
-        listing.warnings.append(printable(warning))
+    packed = sorted(problem.path for problem in listing.problems if problem.path.lower().endswith(PACKED_SUFFIXES))
+    if packed:
+        together = "pack them into one tar file and pass that, or " if packed[0].lower().endswith(".tar") else ""
+        return SourceError(
+            f"{source} holds archives ({len(packed)}, such as {packed[0]!r}) but no images: if each holds one class, "
+            f"{together}unpack each into a folder of its own; if one holds class folders, pass that one."
+        )
+    empty = f" (its {len(listing.empty_classes)} folders are empty)" if listing.empty_classes else ""
+    return SourceError(f"{source} holds no images{empty}.")
 
 
 LOOSE = "outside any class folder"
@@ -144,6 +166,7 @@ class _Walk:
     def __init__(self, root: Path):
         self.root = root
         self.files: list[ImageFile] = []
+        self.loose: list[ImageFile] = []  # outside any class folder
         self.problems: list[Problem] = []
         self.classes: set[str] = set()
         self.seen: dict[tuple[int, int], str] = {}
@@ -212,14 +235,14 @@ class _Walk:
             inner_class = class_name or class_name_of(entry.name)
             self.classes.add(inner_class)
             (self.links if entry.is_symlink() else pending).append((path, inner_class))
-        elif class_name is None:
-            self.problems.append(Problem(readable(path), LOOSE))
         elif not entry.is_file():
             self.problems.append(Problem(readable(path), "not a regular file"))
         else:
             where = str(self.root / path)
-            file = ImageFile(readable(path), class_name, status.st_size, status.st_mtime_ns, where)
-            if entry.is_symlink():
+            file = ImageFile(readable(path), class_name or "", status.st_size, status.st_mtime_ns, where)
+            if class_name is None:
+                self.loose.append(file)
+            elif entry.is_symlink():
                 self.linked_files.append((file, _identity(status)))
             else:
                 self.files.append(file)
@@ -271,10 +294,12 @@ def without_others(
     kept = []
     for file in files:
         try:
-            if os.path.splitext(file.path)[1].lower() in IMAGE_SUFFIXES or looks_like_image(read_head(file)):
+            suffix = os.path.splitext(file.path)[1].lower()
+            # A tar begins with the name of its first member, and so may seem to be any image.
+            if suffix in IMAGE_SUFFIXES or (suffix != ".tar" and looks_like_image(read_head(file))):
                 kept.append(file)
             else:
-                problems.append(Problem(file.path, "not an image"))
+                problems.append(Problem(file.path, HEIC if suffix in HEIC_SUFFIXES else NOT_IMAGE))
         except ImageError as error:
             problems.append(Problem(file.path, str(error)))
     return kept

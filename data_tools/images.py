@@ -20,6 +20,8 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI",
 MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow's own threshold for a suspected decompression bomb
 BOMB = f"more than {MAX_PIXELS:,} may be a decompression bomb"
 MAX_FILE_BYTES = 2**30
+HEIC = "HEIC, which Pillow does not read: convert it to JPEG or PNG"
+NOT_IMAGE = "not an image"
 
 # `open_picture` refuses bombs, of which Pillow would only warn, and the rest is not for people with 100,000 files.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -125,8 +127,8 @@ def _decode(data: bytes) -> Image.Image:
 
 def _unidentified(head: bytes) -> str:
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
-        return "HEIC, which Pillow does not read: convert it to JPEG or PNG"
-    return "damaged: its header cannot be read" if looks_like_image(head) else "not an image"
+        return HEIC
+    return "damaged: its header cannot be read" if looks_like_image(head) else NOT_IMAGE
 
 
 def _short(error: Exception) -> str:

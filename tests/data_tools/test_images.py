@@ -155,7 +155,6 @@ def test_a_pipe_or_a_device_in_the_place_of_a_file_is_not_read(count: int | None
 def test_a_file_that_becomes_a_pipe_after_it_was_listed_is_left_out(name: str, tmp_path: Path):
     listed = ImageFile(name, "a", 9, 0, str(tmp_path / name))
     os.mkfifo(tmp_path / name)
-    (tmp_path / "other").touch()
     assert str(outcome_in_time(lambda: FolderReader().read(listed))) == "not a regular file"
     problems: list[Problem] = []
     kept = outcome_in_time(lambda: without_others([listed], problems, head))

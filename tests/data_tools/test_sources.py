@@ -19,7 +19,7 @@ import pytest
 from data_tools import archives, commands, processing, sources
 from data_tools.boxes import read_boxes
 from data_tools.folders import SourceError, scan
-from data_tools.images import ImageError
+from data_tools.images import HEIC, ImageError
 from data_tools.schema import open_dataset
 from data_tools.sources import FolderReader, open_source
 from tests.data_tools.conftest import encoded, picture, write_classes
@@ -65,6 +65,47 @@ def test_a_stray_image_beside_the_classes_of_a_training_folder_is_a_warning(tmp_
     _, _, err = command(tmp_path / "src", "--dry-run")
     assert "gives one class, 'train', whose folder holds folders ('cat', 'dog')" in err
     assert f"if these are the classes, pass {tmp_path / 'src' / 'train'} instead" in err
+
+
+@pytest.mark.parametrize(("below", "refused"), [({"2019": 2}, False), ({"2019/a": 2, "2019/b": 2}, True)])
+def test_of_a_class_that_is_passed_itself_the_folder_above_is_advised(below: dict, refused: bool, tmp_path: Path):
+    source = write_classes(tmp_path / "places" / "Zürich", {"": 3, **below})
+    advice = f"pass {tmp_path / 'places'} instead if {source} is itself a class (images lie directly in it: 3)"
+    if refused:
+        with pytest.raises(SourceError) as caught:
+            open_source(source)
+        assert f"{advice}, or {source / '2019'} if those folders are the classes." in str(caught.value)
+    else:
+        assert open_source(source).listing.warnings == [f"{source} gives one class, '2019': {advice}."]
+
+
+def test_only_images_are_called_loose(pets: Path):
+    (pets / "README.md").write_text("pets")
+    picture(0).save(pets / "cover", "PNG")
+    problems = open_source(pets).listing.problems
+    assert sorted(map(tuple, problems)) == [("README.md", "not an image"), ("cover", "outside any class folder")]
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+def test_a_folder_of_archives_is_told_what_to_do_with_them(suffix: str, place: str, tmp_path: Path):
+    (tmp_path / "source" / place).mkdir(parents=True)
+    for name in ("n01", "n02"):  # a tar begins with the name of its first member, here as a bitmap does
+        write_archive(tmp_path / "source" / place / f"{name}{suffix}", {"BM.png": PNG})
+    with pytest.raises(SourceError) as caught:
+        open_source(tmp_path / "source")
+    first = os.path.join(place, f"n01{suffix}")
+    message = f"source holds archives (2, such as {first!r}) but no images: if each holds one class, "
+    assert message in str(caught.value)
+    assert ("pack them into one tar file and pass that" in str(caught.value)) == (suffix == ".tar")
+
+
+def test_heic_is_called_so_by_its_name_too_but_what_is_an_image_is_kept(pets: Path):
+    (pets / "cat" / "unread.HEIC").write_bytes(b"no header")
+    picture(0).save(pets / "cat" / "good.heic", "PNG")
+    listing = open_source(pets).listing
+    assert [tuple(problem) for problem in listing.problems] == [("cat/unread.HEIC", HEIC)]
+    assert ("cat/good.heic", 1) in listing.entries
 
 
 def test_wrong_folders_are_named(tmp_path: Path):
@@ -208,6 +249,15 @@ def write_archive(path: Path, members: dict[str, bytes]) -> Path:
 
 
 PNG = encoded(picture(1), "PNG")
+
+
+@pytest.mark.parametrize("pack", [shutil.copytree, zip_of, tar_of])
+def test_one_image_beside_the_classes_does_not_hide_that_they_lie_too_deep(pack: Callable, tmp_path: Path):
+    source = pack(write_classes(tmp_path / "up", {"photos": 1, "photos/cat": 2, "photos/dog": 2}), tmp_path / "source")
+    assert open_source(source).listing.warnings == [
+        f"{source} gives one class, 'photos', whose folder holds folders ('cat', 'dog'); if these are the classes, "
+        f"pass {source / 'photos'} instead."
+    ]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
