@@ -221,9 +221,13 @@ class Build:
             if not outcome.reason:
                 index = len(sources) + ledger.done
                 first = known.setdefault(outcome.digest[:16], index)
+                if first < len(sources):
+                    path, class_name = sources[first], base.class_names[base.labels[first]]
+                else:
+                    path, class_name = files[first - len(sources)][:2]
                 if first != index:
-                    path = sources[first] if first < len(sources) else files[first - len(sources)].path
-                    outcome = Outcome(reason=f"exact duplicate of {path}")
+                    elsewhere = ", of another class" if class_name != files[ledger.done].class_name else ""
+                    outcome = Outcome(reason=f"exact duplicate of {path}{elsewhere}")
             yield outcome
 
     def assemble(self, progress: Callable[[int], None] | None = None, workers: int = 2) -> Result:

@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 from data_tools.boxes import read_boxes
 from data_tools.build import Build, BuildError, Plan, Result, digest_inputs
-from data_tools.classes import RuleError, Selection, near, select
+from data_tools.classes import LeftOut, RuleError, Selection, near, select
 from data_tools.duplicates import MOST_PAIRS
 from data_tools.export import export_folders
 from data_tools.facts import Duplicates, Facts, summarise_sizes
@@ -130,6 +131,8 @@ def _execute(plan: Plan, request: Request, source: Source, selection: Selection)
 def _facts(result: Result, source: Source, selection: Selection, request: Request) -> Facts:
     """What happened, gathered for the report; classes that ended smaller than was asked for become warnings."""
     warnings = [*selection.warnings]
+    listed = Counter(file.class_name for file in selection.files)
+    lost_classes = [LeftOut(name, listed[name], "no usable image") for name in result.lost_classes]
     if result.lost_classes:
         shown = ", ".join(map(repr, result.lost_classes[:5]))
         lost = counted(len(result.lost_classes), "class", "classes")
@@ -145,7 +148,7 @@ def _facts(result: Result, source: Source, selection: Selection, request: Reques
         skipped=[*source.listing.problems, *result.skipped],
         remarks=result.remarks,
         merged=selection.merged,
-        left_out=selection.left_out,
+        left_out=[*selection.left_out, *lost_classes],
         warnings=warnings,
         sizes=summarise_sizes(result.sizes, result.layout.header.size),
         over_limit=selection.over_limit,
@@ -199,9 +202,10 @@ def _print_problems(problems: list[Problem]) -> None:
 
 
 def _print_duplicates(duplicates: Duplicates) -> None:
-    exact = sum(len(group) - 1 for group in duplicates.exact)
-    if exact:
-        print(f"{counted(exact, 'exact duplicate')}, pixel for pixel as stored (--dedupe leaves them out)")
+    if duplicates.copies:
+        print(f"{counted(duplicates.copies, 'exact duplicate')}, pixel for pixel as stored (--dedupe leaves them out)")
+    if duplicates.across:
+        print(f"{counted(len(duplicates.across), 'image')} in more than one class: labels that contradict each other")
     if duplicates.near is not None:
         cut = "; the search ended there" if len(duplicates.near) >= MOST_PAIRS else ""
         print(f"{counted(len(duplicates.near), 'pair')} of images that look alike{cut}")

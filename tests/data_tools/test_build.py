@@ -132,21 +132,24 @@ def test_dedupe_leaves_out_later_copies_and_says_of_what(pets: Path, tmp_path: P
     shutil.copy(pets / "cat" / "0001.png", pets / "dog" / "copy.png")
     image = Image.open(pets / "cat" / "0002.png")
     (pets / "dog" / "other-file-same-pixels.bmp").write_bytes(encoded(image, "BMP"))
+    shutil.copy(pets / "cat" / "0001.png", pets / "cat" / "copy.png")
     code, text, _ = command(pets, "--size", 16, "--out", tmp_path / "all.h5")
-    assert "2 exact duplicates" in text
+    assert "3 exact duplicates" in text
+    assert "2 images in more than one class" in text
     for workers in (1, 2):
         code, text, _ = command(
             pets, "--size", 16, "--dedupe", "--out", tmp_path / f"{workers}.h5", "--workers", workers
         )
         assert code == 0
-        assert "dog/copy.png: exact duplicate of cat/0001.png" in text
+        assert "dog/copy.png: exact duplicate of cat/0001.png, of another class" in text
+        assert "cat/copy.png: exact duplicate of cat/0001.png\n" in text
         assert open_dataset(tmp_path / f"{workers}.h5").header.images == 12
     picture(5).save(pets / "zzz.png")
     shutil.copy(pets / "cat" / "0003.png", pets / "dog" / "later.png")
     before = (tmp_path / "1.h5").read_bytes()
     code, text, _ = command(pets, "--append", "--out", tmp_path / "1.h5")
     assert (code, "stays as it is: none of the new files is usable" in text) == (0, True)
-    assert "dog/later.png: exact duplicate of cat/0003.png" in text
+    assert "dog/later.png: exact duplicate of cat/0003.png, of another class" in text
     assert (tmp_path / "1.h5").read_bytes() == before
     assert not (tmp_path / "1.h5.partial").exists()
 
