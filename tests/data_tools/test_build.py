@@ -160,6 +160,7 @@ def test_classes_without_a_usable_image_get_no_id(pets: Path, tmp_path: Path, co
     code, _, err = command(pets, "--size", 16, "--out", tmp_path / "f.h5")
     assert code == 0
     assert "1 class without a usable image got no id: 'broken'" in err
+    assert "broken\t1\tno usable image\n" in (tmp_path / "f.h5.report" / "left-out.tsv").read_text()
     assert open_dataset(tmp_path / "f.h5").class_names == ["axolotl", "cat", "dog"]
 
 
