@@ -138,7 +138,7 @@ def list_zip(path: Path, folder: str, reader: ZipReader) -> Listing:
                 elif not info.is_dir():
                     files.append(ImageFile(name, "", info.file_size, reader.modified, info.filename))
     except Exception as error:  # a damaged one can raise nearly anything
-        raise SourceError(f"{path} is not a readable zip file: {error}.") from error
+        raise SourceError(f"{path} is a damaged or incomplete zip file: {error}.") from error
     if not any("/" in file.path for file in files):  # some programs on Windows write their own separators
         files = [file._replace(path=file.path.replace("\\", "/")) for file in files]
     return _listing(path, folder, files, problems, reader)
@@ -158,14 +158,20 @@ def list_tar(path: Path, folder: str, reader: TarReader) -> Listing:
     """
     problems: list[Problem] = []
     try:
-        with tarfile.open(path, "r:") as archive:
+        with _open_tar(path) as archive:
             files = [file._replace(modified=reader.modified) for file in _tar_members(archive, problems)]
     except (tarfile.TarError, OSError) as error:
-        if path.suffix.lower() != ".tar" and isinstance(error, tarfile.TarError):
-            advice = "its images cannot be reached one by one: unpack it, or pass it uncompressed"
-            raise SourceError(f"{path} is a compressed tar file, so {advice}.") from error
-        raise SourceError(f"{path} is not a readable tar file: {error}.") from error
+        raise SourceError(f"{path} is a damaged or incomplete tar file: {error}.") from error
     return _listing(path, folder, files, problems, reader)
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    """Open what `tarfile.is_tarfile` takes for a tar: if it does not begin as one, it is compressed."""
+    try:
+        return tarfile.open(path, "r:")
+    except tarfile.TarError as error:
+        advice = "its images cannot be reached one by one: unpack it, or pass it uncompressed"
+        raise SourceError(f"{path} is a compressed tar file, so {advice}.") from error
 
 
 def _tar_members(
@@ -247,7 +253,7 @@ def _as_labelled(
     """The images that a label file gives a class to; its paths are below the folder that it lies in."""
     labels = {composed(name): label for name, label in labels.items()}
     known = {composed(file.path): file for file in files}
-    problems += [Problem(name, f"in {LABEL_FILE}, but not in the archive") for name in labels if name not in known]
+    problems += [Problem(name, f"not in the archive, though in {LABEL_FILE}") for name in labels if name not in known]
     others = [file for name, file in known.items() if name not in labels and not _is_hidden(file)]
     problems += [Problem(file.path, NO_LABEL) for file in without_others(others, problems, reader.head)]
     found = {name: file for name, file in known.items() if name in labels}

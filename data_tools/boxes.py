@@ -22,17 +22,22 @@ def read_boxes(path: Path) -> dict[str, tuple[int, int, int, int]]:
     for number, cells in rows:
         if number == 1 and [cell.lower() for cell in cells] == COLUMNS:
             continue
-        box = _box(cells)
-        if box is None:
-            raise RuleError(f"box file {path}, line {number}: expected {','.join(COLUMNS)}, found {','.join(cells)!r}.")
+        try:
+            box = _box(cells)
+        except ValueError as error:
+            raise RuleError(f"box file {path}, line {number}: {error}, found {','.join(cells)!r}.") from error
         if boxes.setdefault(composed(normal_path(cells[0])), box) != box:
             raise RuleError(f"box file {path}, line {number}: a second box for {cells[0]!r}.")
     return boxes
 
 
-def _box(cells: list[str]) -> tuple[int, int, int, int] | None:
+def _box(cells: list[str]) -> tuple[int, int, int, int]:
+    """The box of a line, in whole pixels; `ValueError` with the rule that it breaks."""
     try:
         x0, y0, x1, y1 = (round(float(cell)) for cell in cells[1:])
-    except (ValueError, OverflowError):
-        return None
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"expected {','.join(COLUMNS)}") from error
+    for low, high, names in ((x0, x1, "x0 < x1"), (y0, y1, "y0 < y1")):
+        if low >= high:
+            raise ValueError(f"expected {names} in whole pixels")
+    return x0, y0, x1, y1

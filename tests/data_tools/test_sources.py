@@ -18,6 +18,7 @@ import pytest
 
 from data_tools import archives, commands, processing, sources
 from data_tools.boxes import read_boxes
+from data_tools.classes import RuleError
 from data_tools.folders import SourceError, scan
 from data_tools.images import HEIC, ImageError
 from data_tools.schema import open_dataset
@@ -387,8 +388,61 @@ def test_a_zip_whose_list_is_damaged_is_named(tmp_path: Path):
     write_archive(tmp_path / "x.zip", {"cat/\u00e9.png": PNG})
     data = (tmp_path / "x.zip").read_bytes()
     (tmp_path / "x.zip").write_bytes(data.replace("\u00e9".encode(), b"\xff\xff"))
-    with pytest.raises(SourceError, match="is not a readable zip file"):
+    with pytest.raises(SourceError, match="is a damaged or incomplete zip file"):
         open_source(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "zip", "tar"])
+@pytest.mark.parametrize("part", [0, 300, 1000, 5000])
+def test_an_archive_that_is_cut_short_is_called_damaged(name: str, part: int, tmp_path: Path):
+    kind = name.removeprefix("x.")
+    pack = zip_of if kind == "zip" else tar_of
+    path = pack(write_classes(tmp_path / "pets", {"cat": 9}), tmp_path / name)
+    assert path.stat().st_size > 6000
+    os.truncate(path, part)
+    message = f"{name} is a damaged or incomplete {kind} file"
+    if part == 0 and name == kind:
+        message = "is not a folder, a zip, a tar, or a list"  # nothing says what it was
+    with pytest.raises(SourceError, match=message):
+        open_source(path)
+    if name != kind:
+        with pytest.raises(SourceError, match=message):
+            open_source(path / "cat")
+
+
+def test_a_pipe_is_no_source(tmp_path: Path):
+    os.mkfifo(tmp_path / "pets.zip")
+    with pytest.raises(SourceError, match=r"pets.zip: not a regular file\."):
+        open_source(tmp_path / "pets.zip")
+
+
+def test_a_source_that_does_not_exist_is_told_what_does(tmp_path: Path, monkeypatch):
+    for name in ("danbooru1k", "notes", "pets.zip"):
+        (tmp_path / name).mkdir()
+    for wrong, right in (("danbooru2k", "danbooru1k"), ("pet.zip", "pets.zip")):
+        with pytest.raises(SourceError, match=f"{wrong} does not exist, but {tmp_path / right} does: pass a folder"):
+            open_source(tmp_path / wrong)
+    monkeypatch.setattr(sources, "MANY_NAMES", 3)
+    for wrong in ("danbooru2k", "else", "none/danbooru2k"):
+        with pytest.raises(SourceError, match=f"{wrong} does not exist: pass a folder"):
+            open_source(tmp_path / wrong)
+
+
+@pytest.mark.parametrize(
+    ("box", "rule"),
+    [
+        ("9,0,3,9", "x0 < x1 in whole pixels"),
+        ("0,4.1,9,4.4", "y0 < y1 in whole pixels"),
+        ("0,0,9", "path,x0,y0,x1,y1"),
+        ("0,0,9,nan", "path,x0,y0,x1,y1"),
+        ("0,0,9,inf", "path,x0,y0,x1,y1"),
+    ],
+)
+def test_a_wrong_box_is_told_its_rule(box: str, rule: str, tmp_path: Path):
+    (tmp_path / "boxes.csv").write_text(f"path,x0,y0,x1,y1\na.png,{box}\n")
+    with pytest.raises(RuleError) as caught:
+        read_boxes(tmp_path / "boxes.csv")
+    assert str(caught.value) == f"box file {tmp_path / 'boxes.csv'}, line 2: expected {rule}, found 'a.png,{box}'."
 
 
 def in_another_process(reader):
@@ -587,7 +641,7 @@ def test_a_list_tells_which_files_are_missing(pets: Path):
     (pets / "x.csv").write_text("cat/0000.png,a\ncat/gone.png,a\n")
     listing = open_source(pets / "x.csv").listing
     assert [tuple(problem) for problem in listing.problems] == [
-        ("cat/gone.png", "in x.csv, but no such file or directory")
+        ("cat/gone.png", "no such file or directory, though in x.csv")
     ]
 
 
@@ -673,7 +727,7 @@ def test_a_label_file_may_be_an_object_and_images_that_it_lacks_are_listed(packe
     listing = open_source(source).listing
     assert listing.entries == [("dog/0000.png", 0), (".hidden/labelled.png", 1), ("cat/0000.png", 1)]
     reasons = {problem.path: problem.reason for problem in listing.problems}
-    assert reasons.pop("dog/none.png").startswith("in dataset.json, but ")
+    assert reasons.pop("dog/none.png").endswith(", though in dataset.json")
     assert reasons.pop("cat/notes.txt") == "not an image"
     rest = ["axolotl/0000.png", "axolotl/0002.png", "cat/0002.png", "cat/0003.png", "cat/0004.png"]
     rest += ["dog/0002.png", "dog/0003.png"]
