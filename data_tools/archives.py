@@ -72,7 +72,7 @@ class ArchiveReader:
     def prefetch(self, files: Iterable[ImageFile]) -> None:
         """Ask the disk, without waiting, for members that will be read soon."""
         for file in files:
-            with contextlib.suppress(OSError, zipfile.BadZipFile, KeyError):  # which `read` will report
+            with contextlib.suppress(Exception):  # which `read` will report
                 ask_ahead(self._file.fileno(), *self._stretch(file.where))
 
     @cached_property
