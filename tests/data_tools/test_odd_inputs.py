@@ -208,6 +208,7 @@ def test_a_corpus_of_bad_and_odd_inputs_is_built_or_listed_to_the_last_file(tmp_
     assert "odd/animated.gif\tanimated: first frame used" in remarks
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # pytest shows what the program does not
 @pytest.mark.parametrize("workers", [1, 2])
 def test_decoders_do_not_talk_to_the_user(workers: int, tmp_path: Path, capfd: pytest.CaptureFixture):
     source = tmp_path / "src" / "a"

@@ -49,6 +49,23 @@ def test_a_full_disk_leaves_no_process_and_no_scratch_file(crowd: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_while_recording_ends_the_workers_before_it_is_reported(crowd: Path, tmp_path: Path):
+    """And not when its traceback, which holds the suspended iterator, is forgotten."""
+    before, files = set(multiprocessing.active_children()), scan(crowd).files
+    settings = ImageSettings(size=16)
+    plan = Plan(
+        tmp_path / "f.h5", "crowd", files, ("a", "b", "c"), settings, FolderReader(), "{}", digest_inputs(files)
+    )
+
+    def fail(outcome: Outcome) -> None:
+        raise ZeroDivisionError
+
+    with Build(plan) as work, pytest.raises(ZeroDivisionError) as caught:
+        work.process(2, fail)
+    assert caught.traceback
+    assert set(multiprocessing.active_children()) == before
+
+
 class EndingReader(FolderReader):
     """Ends every process that is not the one that made it, at its start."""
 
