@@ -19,7 +19,7 @@ from data_tools.thumbnails import as_webp, strips, thumbnail_reader
 PAGE_THUMBNAIL = 48  # pixels
 MOST_LISTED = 200  # entries of a list; the tables beside the page have all
 MOST_OPEN = 12  # entries of a list that is shown without being asked for
-MOST_PICTURED = 40  # groups of duplicates, of each kind
+MOST_PICTURED = 12  # groups of duplicates, of each kind
 MOST_NAMED = 6  # files of a group
 MOST_THUMBNAILS = 8_000  # on the page
 
