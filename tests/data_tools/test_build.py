@@ -303,3 +303,12 @@ def test_the_limit_per_class_is_no_reason_to_warn_of_small_classes(pets: Path, t
 def test_the_name_of_a_picture_is_none_for_a_data_file(pets: Path, tmp_path: Path, command):
     code, _, err = command(pets, "--size", 16, "--out", tmp_path / "f.png")
     assert (code, f"such as {tmp_path / 'f.h5'}" in err) == (2, True)
+
+
+def test_the_background_fills_what_is_padded(tmp_path: Path, command):
+    (tmp_path / "src" / "a").mkdir(parents=True)
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "src" / "a" / "x.png")
+    command(tmp_path / "src", "--size", 8, "--crop", "pad", "--background", "navy", "--out", tmp_path / "f.h5")
+    stored = open_dataset(tmp_path / "f.h5").open_images()[0]
+    assert stored[0].tolist() == [[0, 0, 128]] * 8
+    assert stored[4].tolist() == [[255, 0, 0]] * 8
