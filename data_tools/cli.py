@@ -1,7 +1,6 @@
 """build-dataset: class folders to one data file, and back."""
 
 import argparse
-import difflib
 import errno
 import io
 import os
@@ -10,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from PIL import ImageColor
 
@@ -24,6 +22,7 @@ from data_tools.journal import BusyError
 from data_tools.processing import ImageSettings, WorkerError
 from data_tools.request import Request
 from data_tools.schema import STORES, DatasetError
+from data_tools.usage import Parser
 
 EPILOG = """\
 Folders: SRC holds one folder per class; images may lie at any depth below it. SRC may also be a zip or tar of such
@@ -31,16 +30,6 @@ folders (ImageNet's tar of class tars too), or photos.zip/train for a folder in 
 path,class, or a folder with NVIDIA's dataset.json. A build that was interrupted goes on where it was when the same
 command is given again.
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command line, and which option is near; the full usage takes many."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-        near = [n for word in unknown for n in difflib.get_close_matches(word, self._option_string_actions, 2)]
-        hint = f"did you mean {' or '.join(near)}?" if near and "unrecognized" in message else f"see {self.prog} --help"
-        self.exit(2, f"{self.prog}: {message}; {hint}\n")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ LADDER = [
 MAY_READ = {  # of data_tools
     "biggan.data": {"data_tools.schema", "data_tools.images", "data_tools.folders"},
     "biggan.sampling": {"data_tools.fonts"},
+    "biggan.cli": {"data_tools.usage"},
 }
 MODULES = sorted(p for package in ("biggan", "data_tools") for p in (ROOT / package).rglob("*.py"))
 

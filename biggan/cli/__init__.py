@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import sys
 import traceback
@@ -11,20 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from biggan.config import ConfigError
+from data_tools import usage
 
 
 class UsageError(ValueError):
     """A command line that cannot be meant; exit code 2."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command line, and which option is near; the full usage takes many."""
+class Parser(usage.Parser):
+    """A command line whose mistakes are told like all other errors."""
 
-    def error(self, message: str) -> NoReturn:
-        unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-        near = [n for word in unknown for n in difflib.get_close_matches(word, self._option_string_actions, 2)]
-        hint = f"did you mean {' or '.join(near)}?" if near and "unrecognized" in message else f"see {self.prog} --help"
-        self.exit(2, f"error: {message}; {hint}\n")
+    speaker = "error"
 
 
 def run_command(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None):
