@@ -52,7 +52,7 @@ def build(request: Request) -> None:
     if request.dry_run:
         _print_plan(source, selection, out, len(files) if base else None)
         return
-    if out.exists() and _is_current(out, recipe, inputs, selection.files, request):
+    if out.exists() and _is_current(out, recipe, inputs, source, selection.files, request):
         discard_leftovers(out, recipe, inputs, lambda folder: _publish_report(folder / "report", out))
         return
     if not files:
@@ -249,7 +249,7 @@ def _boxes(path: Path | None, selection: Selection) -> dict[str, Box]:
     return {known[name]: box for name, box in boxes.items() if name in known}
 
 
-def _is_current(out: Path, recipe: str, inputs: str, files: list[ImageFile], request: Request) -> bool:
+def _is_current(out: Path, recipe: str, inputs: str, source: Source, files: list[ImageFile], request: Request) -> bool:
     """Whether the file is what the command would make; an error if not and nothing says what to do with it."""
     if request.overwrite:
         return False
@@ -261,6 +261,11 @@ def _is_current(out: Path, recipe: str, inputs: str, files: list[ImageFile], req
     changed = next((file.path for file in files if file.modified > written), None)
     if last.recipe == recipe and last.inputs == inputs and not changed:
         print(f"{out} is up to date: same settings, same files.")
+        if (
+            len(layout.generations) > 1 and not request.append
+        ):  # rows that were appended may have lost their files since
+            for warning in changes(layout, known_rows(layout, source.name), source.listing.files):
+                print(f"warning: {printable(warning)}", file=sys.stderr)
         if request.report:
             _report_again(layout, request.report, request.workers)
         print(describe(layout))

@@ -50,7 +50,12 @@ def _fonts() -> Iterator[str]:
 
 @functools.cache
 def _has(path: str, letter: str) -> bool:
-    return _mask(path, letter) not in (None, _mask(path, UNASSIGNED))
+    return _mask(path, letter) not in (None, _missing(path))
+
+
+@functools.cache
+def _missing(path: str) -> tuple[tuple[int, int], bytes] | None:
+    return _mask(path, UNASSIGNED)
 
 
 def _mask(path: str, letter: str) -> tuple[tuple[int, int], bytes] | None:

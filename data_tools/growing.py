@@ -41,9 +41,10 @@ def check_same_source(
     for file in there[:: max(1, len(there) // SAMPLE)]:
         outcome = process((file, boxes.get(file.path)), settings, reader)
         row = known[file.path]
-        if not outcome.reason and digest_of(stored(row)) == base.digests[row].tobytes():  # damage is found out later
+        before = stored(row)
+        if not outcome.reason and digest_of(before) == base.digests[row].tobytes():  # damage is found out later
             looked += 1
-            if not _alike(stored(row), outcome.stored, settings.store):
+            if not _alike(before, outcome.stored, settings.store):
                 other.append(file.path)
     if len(other) > looked / 2:
         raise RuleError(

@@ -190,3 +190,15 @@ def test_nothing_is_appended_to_a_damaged_file(store: str, pets: Path, tmp_path:
     out.write_bytes(whole)
     assert command(pets, "--append", "--out", out)[0] == 0
     schema.verify(open_dataset(out))
+
+
+def test_a_file_that_grew_from_what_is_gone_is_not_called_the_same_without_a_word(pets: Path, tmp_path: Path, command):
+    out = tmp_path / "f.h5"
+    command(pets, "--size", 16, "--out", out)
+    picture(900).save(pets / "cat" / "new.png")
+    (pets / "dog" / "0000.png").unlink()
+    command(pets, "--append", "--out", out)
+    code, text, err = command(pets, "--size", 16, "--out", out)
+    assert (code, "up to date" in text) == (0, True)
+    assert "1 image of" in err
+    assert "is no longer in the source" in err
